@@ -1,0 +1,1 @@
+"""The service that talks to the model."""

@@ -1,0 +1,66 @@
+"""python -m persistence: settings, database, then gunicorn."""
+
+import contextlib
+import os
+import secrets
+import sys
+
+from persistence import settings as service_settings
+from persistence.app import create_app
+from persistence.embedded import EmbeddedPostgres
+from persistence.settings import API_KEY_FILE
+from persistence.web import logs, server
+from persistence.web.env import SettingsError
+
+
+def main() -> None:
+    """Run the persistence service until SIGTERM or Ctrl-C. Exits with one line where it can't start."""
+    logs.configure("persistence")
+    try:
+        _run()
+    except SettingsError as exc:
+        sys.exit(f"persistence: {exc}")
+
+
+def _run() -> None:
+    if not {"API_KEY", "API_KEY_FILE"} & os.environ.keys():
+        make_api_key()
+    settings = service_settings.load()
+    server.check_port(settings.host, settings.port)
+    postgres = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
+    try:
+        conninfo = settings.database_url or (postgres.start() if postgres else "")
+        sys.stderr.write(f"persistence: listening on http://{settings.host}:{settings.port}, see /docs there\n")
+        server.serve(
+            lambda: create_app(settings, conninfo),
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            threads=settings.threads,
+            on_worker_exit=lambda app: app.extensions["database"].close(),
+        )
+    finally:
+        if postgres is not None:
+            postgres.stop()
+
+
+def make_api_key() -> None:
+    """Make a random key in the default file, where that is missing. Raises SettingsError where it can't be written."""
+    if API_KEY_FILE.exists():
+        return
+    draft = API_KEY_FILE.with_suffix(f".{os.getpid()}")
+    try:
+        API_KEY_FILE.parent.mkdir(mode=0o700, exist_ok=True)
+        API_KEY_FILE.parent.chmod(0o700)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{secrets.token_urlsafe(32)}\n")
+        with contextlib.suppress(FileExistsError):  # another service was faster: its key counts
+            os.link(draft, API_KEY_FILE)
+            sys.stderr.write(f"persistence: made an API key in {API_KEY_FILE}\n")
+        draft.unlink()
+    except OSError as exc:
+        raise SettingsError(f"API_KEY: can't make {API_KEY_FILE}: {exc.strerror}") from None
+
+
+if __name__ == "__main__":
+    main()

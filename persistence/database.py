@@ -1,0 +1,231 @@
+"""The connections to PostgreSQL: a pool in each worker, one function that runs a statement, and the only retry."""
+
+import logging
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import Connection, sql
+from psycopg.abc import PQGen
+from psycopg.generators import fetch_many
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGconn
+from psycopg.waiting import Wait
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
+
+from persistence import queries
+from persistence.migrate import apply_schema
+from persistence.web import deadline
+
+Row = tuple[Any, ...]
+Statement = str | sql.Composed
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 2  # the least that libpq knows
+WAIT_SECONDS = 4.0  # for a connection of the pool
+READY_SECONDS = 0.8  # the contract: /ready answers within 1 s
+SCHEMA_SECONDS = 600.0
+STREAM_BYTES = 64 * 1024
+RECONNECT_SECONDS = 2.0  # the pool then gives up, and begins anew with the next request, so its pauses never grow long
+
+
+class DatabaseUnavailableError(Exception):
+    """The database did not do it now, and may do it later."""
+
+
+class DeadlineConnection(Connection[Row]):
+    """A connection on which nothing takes longer than the present request may.
+
+    Only this helps against a server that is stopped: statement_timeout needs it alive, tcp_user_timeout needs its
+    kernel dead.
+    """
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        """Wait for the server. Raises an OperationalError when the request's time is over; the connection is lost."""
+        return super().wait(gen, interval, deadline.remaining() if timeout is None else timeout)
+
+
+class Database:
+    """A pool for one worker process; `conninfo` and `password` as libpq takes them, `size` connections at most."""
+
+    def __init__(self, conninfo: str, password: str | None, size: int) -> None:
+        options: dict[str, Any] = {
+            "autocommit": True,
+            "connect_timeout": CONNECT_SECONDS,
+            "prepare_threshold": 0,
+            "application_name": "persistence",
+        }
+        self._options = options | ({"password": password} if password else {})
+        self._conninfo = conninfo
+        self._pool = ConnectionPool(
+            conninfo,
+            connection_class=DeadlineConnection,
+            kwargs=self._options,
+            min_size=1,
+            max_size=size,
+            reconnect_timeout=RECONNECT_SECONDS,
+            num_workers=4,
+            open=False,
+        )
+        self._probe: DeadlineConnection | None = None
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="ready")
+        self._look: Future[bool] | None = None
+        self._look_lock = threading.Lock()
+        self._migrated = threading.Event()
+        self._closed = threading.Event()
+
+    def open(self) -> None:
+        """Start connecting, and apply the schema as soon as the database is there. Call it after the fork."""
+        self._pool.open()
+        threading.Thread(target=self._migrate, name="migrate", daemon=True).start()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._closed.set()
+        self._pool.close(timeout=1)
+        self._looker.shutdown()
+        if self._probe is not None:
+            self._probe.close()
+
+    def _migrate(self) -> None:
+        reported = ""
+        while not self._closed.is_set():
+            deadline.begin(SCHEMA_SECONDS)
+            try:
+                with DeadlineConnection.connect(self._conninfo, **self._options) as connection:
+                    connection.autocommit = False
+                    apply_schema(connection)
+            except psycopg.Error as exc:
+                if reported != str(exc):
+                    reported = str(exc)
+                    log.warning("Waiting for the database, to apply the schema: %s", exc)
+                self._closed.wait(0.5)
+            else:
+                self._migrated.set()
+                return
+
+    def run(self, statement: Statement, params: Mapping[str, Any], *, repeatable: bool = True) -> Sequence[Row]:
+        """Run one statement in a transaction of its own, and give its rows.
+
+        Where the connection turns out to be dead, the statement is run once more on one that is alive; one that is not
+        `repeatable` runs only once, on a connection that was looked at before. Raises DatabaseUnavailableError.
+        """
+        if repeatable:
+            try:
+                with self._lend() as connection:
+                    return connection.execute(statement, params).fetchall()
+            except psycopg.OperationalError as exc:
+                if not connection.broken:
+                    raise _unavailable(exc) from exc
+                log.info("A connection was lost, the statement is run again: %s", exc)
+            except psycopg.Error as exc:
+                raise _unavailable(exc) from exc
+        try:
+            with self._lend(alive=True) as connection:
+                return connection.execute(statement, params).fetchall()
+        except psycopg.Error as exc:
+            raise _unavailable(exc) from exc
+
+    def stream(self, statement: Statement, params: Mapping[str, Any]) -> Generator[list[bytes], None, None]:
+        """Run a COPY … TO STDOUT, and give its rows in batches of about STREAM_BYTES, each row with its line break.
+
+        The connection is held until the end, or until the generator is closed. Raises DatabaseUnavailableError.
+        """
+        with self._lend(alive=True) as connection:
+            try:
+                with connection.cursor().copy(statement, params):
+                    while connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                        rows = connection.wait(_copy_rows(connection.pgconn), timeout=deadline.REQUEST_SECONDS)
+                        try:
+                            yield rows
+                        except GeneratorExit:  # nobody wants the rest, which psycopg would read to its end
+                            connection.close()
+                            raise
+            except psycopg.Error as exc:
+                raise _unavailable(exc) from exc
+
+    @contextmanager
+    def _lend(self, *, alive: bool = False) -> Iterator[DeadlineConnection]:
+        """Lend a connection; one that was looked at just now, if it must be `alive`."""
+        if not self._migrated.wait(min(WAIT_SECONDS, deadline.remaining())):
+            raise DatabaseUnavailableError("the schema is not applied yet")
+        connection = self._take()
+        while alive:
+            try:
+                ConnectionPool.check_connection(connection)
+            except psycopg.Error:
+                self._pool.putconn(connection)
+                connection = self._take()
+            else:
+                break
+        try:
+            yield connection
+        finally:
+            self._pool.putconn(connection)
+
+    def _take(self) -> DeadlineConnection:
+        try:
+            return self._pool.getconn(min(WAIT_SECONDS, deadline.remaining()))
+        except (PoolTimeout, PoolClosed) as exc:
+            raise DatabaseUnavailableError(f"no connection: {exc}") from exc
+
+    def problem(self) -> str | None:
+        """Look whether the database answers, for READY_SECONDS at most. Give None, or a sentence that says it does not.
+
+        The look has a connection of its own, since the pool's may all be at work, and those who ask meanwhile share it.
+        """
+        with self._look_lock:
+            if self._look is None or self._look.done():
+                self._look = self._looker.submit(self._answers)
+            look = self._look
+        try:
+            answers = self._migrated.is_set() and look.result(READY_SECONDS)
+        except (TimeoutError, CancelledError):
+            answers = False
+        return None if answers else "The database does not answer; try again soon."
+
+    def _answers(self) -> bool:
+        deadline.begin(2 * READY_SECONDS)
+        for _ in range(2):  # an idle connection may have died unnoticed
+            fresh = self._probe is None or self._probe.closed
+            try:
+                if self._probe is None or fresh:
+                    self._probe = DeadlineConnection.connect(self._conninfo, **self._options)
+                self._probe.execute(queries.get("select_ready"))
+            except psycopg.Error:
+                if self._probe is not None:
+                    self._probe.close()
+                if fresh:
+                    return False
+            else:
+                return True
+        return False
+
+
+def _copy_rows(pgconn: PGconn) -> PQGen[list[bytes]]:
+    rows: list[bytes] = []
+    size = 0
+    while size < STREAM_BYTES:
+        length, row = pgconn.get_copy_data(1)
+        if length > 0:
+            rows.append(bytes(row))
+            size += length
+        elif length < 0:
+            for result in (yield from fetch_many(pgconn)):
+                if result.status == ExecStatus.FATAL_ERROR:
+                    raise psycopg.errors.error_from_result(result)
+            return rows
+        elif (yield Wait.R):
+            pgconn.consume_input()
+        elif rows:  # the next ones take their time
+            return rows
+    return rows
+
+
+def _unavailable(exc: psycopg.Error) -> DatabaseUnavailableError:
+    return DatabaseUnavailableError(f"{type(exc).__name__} {exc.sqlstate or ''}: {exc}".splitlines()[0])

@@ -1,0 +1,173 @@
+"""/messages/: HTTP in, HTTP out."""
+
+import uuid
+from typing import Any
+
+from flask import Response, current_app, request
+from webargs.flaskparser import abort
+
+from persistence import listing, store
+from persistence.database import Database
+from persistence.schemas import MESSAGE, MessageChangesSchema, MessageSchema, MessagesQuerySchema, NewMessageSchema
+from persistence.web.arguments import Blueprint, no_query, reject_fields
+from persistence.web.docs import fails
+
+blueprint = Blueprint(
+    "Messages", __name__, url_prefix="/messages", description="Store, change, rate and list messages."
+)
+
+NOT_FOUND = "There is no message with this id."
+UNAVAILABLE = ("The database is away: try again after `Retry-After` seconds.", "The database is away; try again soon.")
+INVALID = ("A field or parameter is wrong, unknown or missing.", "Correct and send again: role.")
+NEW_MESSAGE = {name: MESSAGE[name] for name in ("chat_id", "content", "role")}
+LOCATION = {"Location": {"description": "The message's own path.", "schema": {"type": "string"}}}
+LINK = {
+    "Link": {
+        "description": 'While there is more: the next page\'s address, as `</messages/?…>; rel="next"` (RFC 8288).',
+        "schema": {"type": "string"},
+    }
+}
+
+
+@blueprint.route("/", methods=["POST"], strict_slashes=False)
+@blueprint.arguments(NewMessageSchema(), example=NEW_MESSAGE)
+@blueprint.response(201, MessageSchema, description="Stored.", headers=LOCATION, example=MESSAGE)
+@blueprint.alt_response(
+    200,
+    schema=MessageSchema,
+    description="Stored already; this is it.",
+    headers=LOCATION,
+    example=MESSAGE,
+    success=True,
+)
+@fails(
+    blueprint,
+    {
+        409: ("This `message_id` is taken by another message.", "Choose another message_id: this one is taken."),
+        422: INVALID,
+        503: UNAVAILABLE,
+    },
+)
+@no_query
+def create_message(message: dict[str, Any]) -> Response:
+    """Store a message
+
+    Choose the `message_id` yourself, and you can send the request again after a lost connection or a 503: the message
+    is stored once, and a repeat answers 200 with it.
+    """
+    database: Database = current_app.extensions["database"]
+    message = {"message_id": str(uuid.uuid4()), "rating": None, "sent_at": None} | message
+    while (stored := store.insert_message(database, message)) is None:
+        found = store.select_stored_message(database, message)
+        if found is not None:  # else it was deleted between the two
+            stored, is_same = found
+            if not is_same:
+                abort(409, message="Choose another message_id: this one is taken by another message.")
+            return _message(stored, 200, message["message_id"])
+    return _message(stored, 201, message["message_id"])
+
+
+@blueprint.route("/", methods=["GET"], strict_slashes=False)
+@blueprint.arguments(MessagesQuerySchema(), location="query")
+@blueprint.response(200, MessageSchema(many=True), description="The messages.", headers=LINK, example=[MESSAGE])
+@blueprint.alt_response(
+    200,
+    schema={"type": "string", "description": "One message a line, each as in the JSON array."},
+    description="The messages.",
+    content_type=listing.NDJSON,
+    success=True,
+)
+@fails(blueprint, {422: INVALID, 503: UNAVAILABLE})
+def list_messages(query: dict[str, Any]) -> Response:
+    """List messages
+
+    In the order in which they were stored. With a `limit`, a page: follow the `Link` header for more. Without, all of
+    them, streamed; a connection that ends without a proper end means that something broke, and `after` goes on from the
+    last message that arrived. With `Accept: application/x-ndjson`, one message a line.
+    """
+    database: Database = current_app.extensions["database"]
+    exports: listing.Exports = current_app.extensions["exports"]
+    limit: int | None = query.get("limit")
+    media = listing.media_type()
+    selection = _selection(database, query)
+    if limit is None:
+        return exports.stream(store.copy_messages(database, selection, None), media)
+    page = store.select_messages(database, selection, limit, listing.SEPARATORS[media])
+    if page.is_whole:
+        response = listing.page(page.text, media)
+    else:
+        response = exports.stream(store.copy_messages(database, selection, limit), media)
+    if page.has_more:
+        response.headers["Link"] = listing.link_next(request.args.to_dict() | {"after": page.last_id})
+    return response
+
+
+def _selection(database: Database, query: dict[str, Any]) -> store.Selection:
+    values: dict[str, Any] = {name: query[name] for name in ("chat_id", "role", "since", "until") if name in query}
+    filters = list(values)
+    descending = query["order"] == "desc"
+    if query.get("rating") == "null":
+        filters.append("unrated")
+    elif "rating" in query:
+        filters.append("rating")
+        values["rating"] = query["rating"] == "true"
+    if "after" in query:
+        filters.append("before" if descending else "after")
+        values["after"] = store.select_message_seq(database, query["after"])
+        if values["after"] is None:
+            reject_fields({"after": [NOT_FOUND]})
+    return store.Selection(tuple(filters), values, descending)
+
+
+@blueprint.route("/<uuid4:message_id>", methods=["GET"], strict_slashes=False)
+@blueprint.response(200, MessageSchema, description="The message.", example=MESSAGE)
+@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@no_query
+def read_message(message_id: str) -> Response:
+    """Read a message"""
+    stored = store.select_message(current_app.extensions["database"], message_id)
+    return _message(stored) if stored else abort(404, message=NOT_FOUND)
+
+
+@blueprint.route("/<uuid4:message_id>", methods=["PUT"], strict_slashes=False)
+@blueprint.arguments(MessageChangesSchema(), example={"rating": True})
+@blueprint.response(200, MessageSchema, description="The message as it is now.", example=MESSAGE | {"rating": True})
+@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@no_query
+def update_message(changes: dict[str, Any], message_id: str) -> Response:
+    """Change or rate a message
+
+    Changes `content`, `rating` or both; what is not sent stays. The other fields may be sent too, with the values they
+    have, so that a message can be read, edited and put back whole.
+    """
+    database: Database = current_app.extensions["database"]
+    if changes.get("message_id", message_id) != message_id:
+        reject_fields({"message_id": ["Must be the one in the path."]})
+    if not changes.keys() & {"content", "rating"}:
+        reject_fields({name: ["Send content, rating or both."] for name in ("content", "rating")})
+    stored = store.update_message(database, message_id, changes)
+    if stored is None:
+        differences = store.select_differences(database, message_id, changes)
+        if not differences:
+            abort(404, message=NOT_FOUND)
+        reject_fields({name: ["Can't be changed; leave it out, or send it as it is."] for name in differences})
+    return _message(stored)
+
+
+@blueprint.route("/<uuid4:message_id>", methods=["DELETE"], strict_slashes=False)
+@blueprint.response(204, description="It is deleted.")
+@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@no_query
+def delete_message(message_id: str) -> Response:
+    """Delete a message
+
+    A repeat after a 503 answers 404 where the first sending has deleted it.
+    """
+    if not store.delete_message(current_app.extensions["database"], message_id):
+        abort(404, message=NOT_FOUND)
+    return listing.no_content()
+
+
+def _message(text: str, status: int = 200, location: str | None = None) -> Response:
+    headers = {"Location": f"/messages/{location}"} if location else None
+    return Response(f"{text}\n", status, headers, mimetype="application/json")

@@ -1,0 +1,49 @@
+"""This service's settings."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from persistence.web import auth, env
+from persistence.web.env import SettingsError
+
+API_KEY_FILE = Path("secrets/api_key.txt")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the persistence service is to run; the contract's table says what each setting means."""
+
+    api_keys: tuple[bytes, ...] = field(repr=False)
+    database_url: str | None = field(default=None, repr=False)  # it may hold a password
+    db_password: str | None = field(default=None, repr=False)
+    data_dir: Path = Path(".data")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 2  # for two cores, shared with PostgreSQL
+    threads: int = 8
+
+
+def load() -> Settings:
+    """Read the settings from the environment. Raises SettingsError."""
+    database_url = env.text("DATABASE_URL", "") or None
+    if database_url is not None:
+        try:
+            conninfo_to_dict(database_url)
+        except psycopg.Error:  # its text would repeat the URL, with the password in it
+            raise SettingsError("DATABASE_URL: is no connection string or URL as libpq takes it") from None
+    db_password = env.secret("DB_PASSWORD")
+    if db_password == "":
+        raise SettingsError("DB_PASSWORD: is empty; unset it where the database asks for none")
+    return Settings(
+        api_keys=auth.parse_keys(env.secret("API_KEY", API_KEY_FILE)),
+        database_url=database_url,
+        db_password=db_password,
+        data_dir=Path(env.text("DATA_DIR", ".data")),
+        host=env.text("HOST", Settings.host),
+        port=env.number("PORT", Settings.port, 1, 65535),
+        workers=env.number("WEB_CONCURRENCY", Settings.workers, 1, 64),
+        threads=env.number("THREADS", Settings.threads, 2, 256),
+    )

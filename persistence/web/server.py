@@ -1,0 +1,103 @@
+"""gunicorn, set up for both services: its options, its port, and how it stops."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+
+from persistence.web.env import SettingsError
+from persistence.web.worker import Worker
+
+GRACE_SECONDS = 30
+WAITING_CONNECTIONS = 1000  # kept open, idle or waiting for a thread, beyond those being served
+
+
+class GracefulArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's master, which takes Ctrl-C as it takes SIGTERM: requests are finished first."""
+
+    handle_int = Arbiter.handle_term
+
+
+class RootLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own messages, sent to the root logger, which writes JSON."""
+
+    def setup(self, cfg: Any) -> None:
+        """Add no handlers of its own."""
+        self.loglevel = self.error_log.getEffectiveLevel()
+        self.error_log.setLevel("WARNING")
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """A Flask app under gunicorn: `create_app` runs in each worker, after the fork."""
+
+    def __init__(self, create_app: Callable[[], Flask], options: dict[str, Any]) -> None:
+        self.create_app, self.options = create_app, options
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Give gunicorn its options."""
+        for name, value in self.options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        """Make the app of one worker."""
+        return self.create_app()
+
+    def run(self) -> None:
+        """Serve until a signal says stop, then exit the process."""
+        GracefulArbiter(self).run()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise SettingsError where the address can't be listened on.
+
+    The workers listen with SO_REUSEPORT, under which a second start on the same port would succeed, and a stranger's
+    port make them die for ever; so it is tried once without.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen()
+    except OSError as exc:
+        raise SettingsError(f"PORT: can't listen on {host}:{port}: {exc.strerror or exc}") from None
+
+
+def serve(
+    create_app: Callable[[], Flask],
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    threads: int,
+    on_worker_exit: Callable[[Flask], None] = lambda app: None,
+) -> None:
+    """Serve the app on `host`:`port` with `workers` processes of `threads` threads, until SIGTERM or Ctrl-C.
+
+    Then the process exits. `on_worker_exit` runs in each worker after its last request. Raises SettingsError where the
+    port is taken.
+    """
+    check_port(host, port)
+    shared_memory = Path("/dev/shm")  # noqa: S108  # a heartbeat's file must never wait for a disk
+    options = {
+        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "workers": workers,
+        "threads": threads,
+        "worker_class": Worker,
+        "worker_connections": threads + WAITING_CONNECTIONS,
+        "worker_tmp_dir": str(shared_memory) if shared_memory.is_dir() else None,
+        "reuse_port": True,  # with one shared socket, the worker that wakes first takes most connections
+        "graceful_timeout": GRACE_SECONDS,
+        "keepalive": 75,
+        "limit_request_line": 8190,
+        "control_socket_disable": True,
+        "logger_class": RootLogger,
+        "worker_exit": lambda arbiter, worker: on_worker_exit(worker.wsgi) if hasattr(worker, "wsgi") else None,
+    }
+    Server(create_app, options).run()

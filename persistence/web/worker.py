@@ -1,0 +1,324 @@
+"""gunicorn's threaded worker with a front of its own: a thread is given a request only when all of it has arrived.
+
+gunicorn's threads read blockingly, so a few dozen slow clients could hold all of them; its stopping worker keeps its
+listening socket, so new connections hang; and it closes connections in its main loop, for up to 2 s each. Here the main
+loop reads, without blocking; threads do nothing but answer.
+"""
+
+import contextlib
+import fcntl
+import re
+import select
+import selectors
+import signal
+import socket
+import struct
+import termios
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from gunicorn import http, util
+from gunicorn.workers.gthread import ThreadWorker
+
+from persistence.web.arguments import MAX_BODY_BYTES
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_CHUNKED_BYTES = 8 * MAX_BODY_BYTES  # as it is sent, with the sizes of its chunks
+ARRIVAL_SECONDS = 20  # from a request's first byte to its last
+STALL_SECONDS = 60  # a reader that takes nothing for so long is cut off
+LINGER_SECONDS = 2  # for a client to read what it was told last, and for a request on its way when a stop begins
+SPARE_THREADS = 4
+SHORT_REQUESTS = (b"GET /health", b"GET /ready", b"HEAD /health", b"HEAD /ready")
+
+_content_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n")
+
+
+class ClientSocket(socket.socket):
+    """A non-blocking connection; `arrived` is when its present request was there (time.monotonic, in seconds)."""
+
+    arrived = 0.0
+    too_large = False
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send all of it. Raises TimeoutError when the reader has taken nothing for STALL_SECONDS."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.send(view, flags) :]
+            except BlockingIOError:
+                self._wait_for_reader()
+
+    def _wait_for_reader(self) -> None:
+        # a socket counts as writable only when a third of its buffer is free, so a slow reader's progress is looked up
+        writable = select.poll()
+        writable.register(self, select.POLLOUT)
+        unsent, moved = self._unsent(), time.monotonic()
+        while not writable.poll(1000):
+            now, before = time.monotonic(), unsent
+            unsent = self._unsent()
+            if unsent < before:
+                moved = now
+            elif now - moved > STALL_SECONDS:
+                raise TimeoutError(f"the reader took nothing for {STALL_SECONDS} s")
+
+    def _unsent(self) -> int:
+        try:  # SIOCOUTQ, tcp(7): what the reader has not acknowledged
+            count: int = struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+        except OSError:
+            return 0
+        return count
+
+
+class Connection:
+    """A client's connection, and what of its next request has arrived."""
+
+    def __init__(self, sock: ClientSocket, client: Any, server: Any, deadline: float) -> None:
+        self.sock, self.client, self.server = sock, client, server
+        self.parser: Any = None
+        self.registered = False
+        self.lingering = False
+        self.expect(b"", deadline)
+
+    def expect(self, data: bytes, deadline: float) -> None:
+        """Begin a request, of which `data` is here, and which is given up at `deadline`."""
+        self.data = bytearray(data)
+        self.deadline = deadline
+        self.end: int | None = None  # where the request ends in data, when that is known
+        self.chunk: int | None = None  # where its next chunk begins
+        self.body_bytes = 0
+        self.whole = False
+        self.sock.too_large = False
+
+    def is_ready(self) -> bool:
+        """Tell whether a thread can take over: all is here, or enough to turn it down."""
+        while self.data[:2] == b"\r\n":  # RFC 9112, section 2.2
+            del self.data[:2]
+        if self.end is None and self.chunk is None and not self._read_head():
+            return False
+        if self.chunk is not None and not self._read_chunks(self.chunk):
+            return self.sock.too_large
+        self.whole = self.end is not None and len(self.data) >= self.end
+        return self.whole or self.sock.too_large or (self.end is None and self.chunk is None)
+
+    def _read_head(self) -> bool:
+        head_end = self.data.find(b"\r\n\r\n")
+        if head_end < 0:
+            return False
+        head = bytes(self.data[: head_end + 2]).lower()
+        body = head_end + 4
+        if b"\r\ntransfer-encoding:" in head:
+            self.chunk = body
+        else:
+            length = _content_length.search(head)
+            self.end = body + (int(length[1]) if length else 0)
+            self.sock.too_large = self.end - body > MAX_BODY_BYTES
+        if b"\r\nexpect:" in head and len(self.data) == body and self.end != body and not self.sock.too_large:
+            self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def _read_chunks(self, chunk: int) -> bool:
+        # RFC 9112, section 7.1; what is malformed is left to gunicorn, which says what is wrong with it
+        while (line_end := self.data.find(b"\r\n", chunk)) >= 0:
+            try:
+                size = int(bytes(self.data[chunk:line_end]).split(b";")[0].strip(), 16)
+            except ValueError:
+                self.chunk = None
+                return True
+            if size == 0:
+                trailer_end = self.data.find(b"\r\n\r\n", line_end)
+                if trailer_end < 0:
+                    break
+                self.end = trailer_end + 4
+                return True
+            if self.body_bytes + size > MAX_BODY_BYTES:
+                self.sock.too_large = True
+                return False
+            if len(self.data) < line_end + 4 + size:
+                break
+            self.body_bytes += size
+            chunk = self.chunk = line_end + 4 + size
+        self.sock.too_large = len(self.data) > MAX_CHUNKED_BYTES
+        return False
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+    """One process: a loop that accepts and reads, threads that answer, and a few spare ones for /health and /ready."""
+
+    def init_process(self) -> None:
+        """Run, until told to stop."""
+        self.spare = ThreadPoolExecutor(SPARE_THREADS)
+        self.waiting: set[Connection] = set()
+        self.next_look = 0.0
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Leave Ctrl-C, which a terminal sends to every process, to the master."""
+        super().init_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def run(self) -> None:
+        """Serve; then stop listening at once, and end when what had been read is answered."""
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        while self.alive and self.is_parent_alive():
+            self.notify()
+            self.set_accept_enabled(self.nr_conns < self.worker_connections)
+            self.wait_for_and_dispatch_events(timeout=1.0)
+            self.expire()
+        self.alive: bool = False
+        self.stop_listening()
+        began = time.monotonic()
+        for connection in self.waiting:
+            connection.deadline = min(connection.deadline, began + LINGER_SECONDS)
+        while self.nr_conns > 0 and time.monotonic() < began + self.cfg.graceful_timeout:
+            self.notify()
+            self.wait_for_and_dispatch_events(timeout=0.1)
+            self.expire()
+        self.tpool.shutdown(wait=False)
+        self.spare.shutdown(wait=False)
+
+    def stop_listening(self) -> None:
+        """Take the connections that the kernel has accepted already, then refuse new ones."""
+        self.set_accept_enabled(False)
+        for listener in self.sockets:
+            self.accept(listener)
+            listener.close()
+
+    def accept(self, listener: Any) -> None:
+        """Take all new connections, and read what they have sent."""
+        while self.nr_conns < self.worker_connections or not self.alive:
+            try:
+                sock, client = listener.accept()
+            except OSError:  # there are no more, or this one has gone
+                return
+            sock = ClientSocket(fileno=sock.detach())
+            sock.setblocking(False)
+            self.nr_conns += 1
+            deadline = time.monotonic() + (self.cfg.keepalive if self.alive else LINGER_SECONDS)
+            connection = Connection(sock, client, listener.getsockname(), deadline)
+            self.wait(connection)
+            self.read(connection)
+
+    def wait(self, connection: Connection) -> None:
+        """Have `read` called when there is something to read."""
+        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._readable, connection))
+        self.waiting.add(connection)
+
+    def _readable(self, connection: Connection, _sock: Any) -> None:
+        self.read(connection)
+
+    def read(self, connection: Connection) -> None:
+        """Take what the client has sent; hand the request to a thread when it is there."""
+        try:
+            received = connection.sock.recv(256 * 1024)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self.drop(connection)
+        elif not connection.lingering:
+            if not connection.data:
+                connection.deadline = min(connection.deadline, time.monotonic() + ARRIVAL_SECONDS)
+            connection.data += received
+            self.advance(connection)
+
+    def advance(self, connection: Connection) -> None:
+        """Hand the request to a thread if it is there, and turn down what is not going to be one."""
+        try:
+            ready = connection.is_ready()
+        except OSError:
+            self.drop(connection)
+            return
+        if ready:
+            self.forget(connection)
+            self.enqueue_req(connection)
+        elif connection.end is None and connection.chunk is None and len(connection.data) > MAX_HEAD_BYTES:
+            self.turn_down(connection, 431, "Request Header Fields Too Large")
+
+    def turn_down(self, connection: Connection, status: int, reason: str) -> None:
+        """Answer with a bare status, and close."""
+        answer = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        with contextlib.suppress(OSError):
+            connection.sock.send(answer.encode())
+        self.forget(connection)
+        self.close(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Wait no longer for something to read."""
+        self.poller.unregister(connection.sock)
+        self.waiting.discard(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Close at once a connection that is waited for."""
+        self.forget(connection)
+        self.nr_conns -= 1
+        connection.sock.close()
+
+    def close(self, connection: Connection) -> None:
+        """Close a connection when its client has read the response; until then, what it still sends is thrown away.
+
+        A close with bytes unread would reset the connection, and with it the response (RFC 9112, section 9.6).
+        """
+        try:
+            connection.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # it has gone, or was cut off already
+            self.nr_conns -= 1
+            connection.sock.close()
+            return
+        connection.lingering = True
+        connection.deadline = time.monotonic() + LINGER_SECONDS
+        self.wait(connection)
+
+    def expire(self) -> None:
+        """Close what has waited for too long; looks a few times a second at most."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + 0.25
+        for connection in [waiting for waiting in self.waiting if waiting.deadline < now]:
+            if connection.data and not connection.lingering:
+                self.turn_down(connection, 408, "Request Timeout")
+            else:
+                self.drop(connection)
+
+    def enqueue_req(self, connection: Connection) -> None:
+        """Hand a request to a thread."""
+        connection.sock.arrived = time.monotonic()
+        pool = self.spare if connection.data.startswith(SHORT_REQUESTS) else self.tpool
+        task = pool.submit(self.handle, connection)
+        task.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, connection, done))
+
+    def handle(self, connection: Connection) -> bool:
+        """Answer a request, in a thread. True: the connection can be used again."""
+        request = None
+        try:
+            if connection.parser is None:
+                connection.parser = http.get_parser(self.cfg, connection.sock, connection.client)
+            connection.parser.unreader.unread(bytes(connection.data))
+            request = next(connection.parser)
+            request._expected_100_continue = False  # was answered while the body was waited for
+            return bool(
+                self.handle_request(request, connection) and connection.whole and connection.parser.finish_body()
+            )
+        except BlockingIOError:  # gunicorn sees less in these bytes than there should be
+            util.write_error(connection.sock, 400, "Bad Request", "")
+        except (OSError, StopIteration, http.errors.NoMoreData) as exc:
+            self.log.debug("the connection ended: %s", exc)
+        except (
+            Exception
+        ) as exc:  # gunicorn's own rule: whatever it is, the client gets an answer, and the log the cause
+            self.handle_error(request, connection.sock, connection.client, exc)
+        return False
+
+    def finish_request(self, connection: Connection, done: "Future[bool]") -> None:
+        """Take the connection back from its thread."""
+        if done.cancelled() or done.exception() or not done.result():
+            self.close(connection)
+            return
+        rest = connection.parser.unreader.take_buffered()
+        connection.sock.setblocking(False)
+        connection.expect(rest, time.monotonic() + (ARRIVAL_SECONDS if rest else self.cfg.keepalive))
+        self.wait(connection)
+        self.advance(connection)
