@@ -4,13 +4,12 @@ import logging
 
 from flask import Flask
 from flask.typing import ResponseReturnValue
-from werkzeug.routing import BaseConverter
 
 from persistence import chats, messages, schemas
 from persistence.database import Database, DatabaseUnavailableError
 from persistence.listing import Exports
 from persistence.settings import Settings
-from persistence.web import arguments, auth, docs, errors, health, logs
+from persistence.web import arguments, auth, docs, errors, fields, health, logs
 
 log = logging.getLogger(__name__)
 
@@ -25,21 +24,9 @@ Every error has one form: `code`, `status`, a `message` that says what to do abo
 """
 
 
-class UUID4Converter(BaseConverter):
-    """A UUID of version 4 in a path, given to views in lower case; anything else is a 404."""
-
-    regex = schemas.UUID4
-
-    def to_python(self, value: str) -> str:
-        """Give it as it is stored."""
-        return value.lower()
-
-
 def create_app(settings: Settings, conninfo: str) -> Flask:
     """Make the app over the database at `conninfo`, and open its pool: call it after the fork."""
     app = Flask("persistence", static_folder=None)
-    app.url_map.converters["uuid4"] = UUID4Converter
-    app.url_map.merge_slashes = False
     database = Database(conninfo, settings.db_password, settings.threads)
     app.extensions["database"] = database
     app.extensions["exports"] = Exports(max(1, settings.threads // 2))
@@ -48,9 +35,8 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
     auth.init_app(app, lambda key: auth.is_one_of(key, settings.api_keys))
     arguments.init_app(app)
     api = docs.configure(app, "Persistence", "1.0.0", DESCRIPTION)
-    api.register_converter(UUID4Converter, lambda _converter: {"type": "string", "format": "uuid"})
-    for field in (schemas.UUIDField, schemas.TextField, schemas.RatingField, schemas.TimeField, schemas.LimitField):
-        api.register_field(field, *schemas.OPENAPI_TYPES[field])
+    fields.init_app(app, api)
+    api.register_field(schemas.TimeField, "string", "date-time")
     api.register_blueprint(messages.blueprint)
     api.register_blueprint(chats.blueprint)
     health.init_app(app, api, database.problem)

@@ -7,7 +7,8 @@ from typing import Any
 import marshmallow as ma
 from marshmallow.validate import OneOf
 
-UUID4 = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"
+from persistence.web.fields import BooleanField, LimitField, TextField, UUIDField
+
 RFC3339 = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?([Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
 )
@@ -19,47 +20,6 @@ MESSAGE = {
     "sent_at": "2026-11-23T16:04:05.120000+00:00",
     "role": "human",
 }
-
-
-class UUIDField(ma.fields.Field[str]):
-    """A UUID of version 4 (RFC 9562) in the 8-4-4-4-12 form, in either case; loaded in lower case."""
-
-    pattern = re.compile(UUID4)
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        if not isinstance(value, str) or not self.pattern.fullmatch(value):
-            raise ma.ValidationError("Not a UUID of version 4.")
-        return value.lower()
-
-
-class TextField(ma.fields.Field[str]):
-    """A string of one character at least that PostgreSQL and UTF-8 can hold."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
-        if not isinstance(value, str):
-            raise ma.ValidationError("Not a string.")
-        if not value:
-            raise ma.ValidationError("Must not be empty.")
-        if "\0" in value or not _is_unicode(value):
-            raise ma.ValidationError("Must hold no NUL character and no lone surrogate.")
-        return value
-
-
-def _is_unicode(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-class RatingField(ma.fields.Field[bool]):
-    """A JSON boolean, and nothing that merely looks like one."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ma.ValidationError("Must be true, false or null.")
-        return value
 
 
 class TimeField(ma.fields.Field[datetime]):
@@ -79,28 +39,6 @@ class TimeField(ma.fields.Field[datetime]):
             raise ma.ValidationError("There is no such time in the years 0001 to 9999 in UTC.") from None
 
 
-class LimitField(ma.fields.Field[int]):
-    """A whole number in decimal digits, from 1 to `most`."""
-
-    def __init__(self, most: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.most = most
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= self.most):
-            raise ma.ValidationError(f"Must be a whole number from 1 to {self.most}.")
-        return int(value)
-
-
-OPENAPI_TYPES: dict[type[ma.fields.Field[Any]], tuple[str, str | None]] = {
-    UUIDField: ("string", "uuid"),
-    TextField: ("string", None),
-    RatingField: ("boolean", None),
-    TimeField: ("string", "date-time"),
-    LimitField: ("integer", None),
-}
-
-
 def message_id(description: str, **kwargs: Any) -> UUIDField:
     """Make a field for the id of a message."""
     return UUIDField(metadata={"description": description, "example": MESSAGE["message_id"]}, **kwargs)
@@ -117,9 +55,9 @@ def content(**kwargs: Any) -> TextField:
     return TextField(metadata={"description": description, "example": MESSAGE["content"], "minLength": 1}, **kwargs)
 
 
-def rating(**kwargs: Any) -> RatingField:
+def rating(**kwargs: Any) -> BooleanField:
     """Make a field for the rating of a message."""
-    return RatingField(
+    return BooleanField(
         allow_none=True,
         metadata={"description": "true: good, false: bad, null: not rated.", "example": None},
         **kwargs,

@@ -6,14 +6,16 @@ import re
 import sys
 import time
 import uuid
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import Flask, Response, g, request
 
 from persistence.web import deadline
 
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that this thread answers
 requests_log = logging.getLogger("requests")
 
 
@@ -31,8 +33,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "service": self.service,
         }
-        if has_request_context() and "request_id" in g:
-            line["request_id"] = g.request_id
+        if (request_id := _request_id.get()) is not None:
+            line["request_id"] = request_id
         fields: dict[str, Any] | None = getattr(record, "fields", None)
         if fields is None:
             fields = {"logger": record.name, "message": record.getMessage()}
@@ -60,13 +62,13 @@ def init_app(app: Flask) -> None:
         given = request.environ.get("HTTP_X_REQUEST_ID", "")
         g.request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         g.log_fields = {}
+        _request_id.set(g.request_id)
 
     @app.after_request
     def end(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
         response.headers["X-Content-Type-Options"] = "nosniff"
         fields = {
-            "request_id": g.request_id,
             "method": request.method,
             "path": request.path,
             "status": response.status_code,
@@ -77,5 +79,6 @@ def init_app(app: Flask) -> None:
         def log() -> None:
             fields["duration_ms"] = round((time.monotonic() - arrived) * 1000, 1)
             requests_log.info("", extra={"fields": fields | more})
+            _request_id.set(None)
 
         return response

@@ -1,0 +1,38 @@
+"""python -m chat: the chat service under gunicorn, or, with flags, the whole system on one machine."""
+
+import argparse
+import sys
+
+from chat import launcher
+from chat import settings as service_settings
+from chat.app import create_app
+from persistence.web import logs, server
+from persistence.web.env import SettingsError
+
+
+def main() -> None:
+    """Run until SIGTERM or Ctrl-C. Exits with one line where it can't start."""
+    parser = argparse.ArgumentParser(prog="python -m chat", description="The chat service.")
+    parser.add_argument(
+        "--with-persistence", action="store_true", help="run the persistence service and its database too"
+    )
+    parser.add_argument("--demo-model", action="store_true", help="run a stand-in for the model too")
+    flags = parser.parse_args()
+    try:
+        settings = service_settings.load()
+        if flags.with_persistence or flags.demo_model:
+            sys.exit(launcher.run(settings, with_persistence=flags.with_persistence, demo_model=flags.demo_model))
+        logs.configure("chat")
+        server.serve(
+            lambda: create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            threads=settings.threads,
+        )
+    except SettingsError as exc:
+        sys.exit(f"chat: {exc}")
+
+
+if __name__ == "__main__":
+    main()
