@@ -49,7 +49,7 @@ class Turn:
         self._chat_id = request.get("chat_id") or history.chat_id(self._message_id)
         self._reply_id = history.reply_id(self._message_id)
         self._is_new_chat = "chat_id" not in request
-        self.log_fields: dict[str, Any] = {}
+        self.log_fields: dict[str, Any] = {"history_sent": 0, "history_left_out": 0}
         self._reply: Reply | None = None
         self._stored: str | None = None
         self._begin(request["content"])

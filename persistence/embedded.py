@@ -82,6 +82,8 @@ class EmbeddedPostgres:
         self._stopping.set()
         process.stop(self._process, signal.SIGINT, STOP_SECONDS)  # "fast shutdown"
         self._wait_for_end()
+        if self._lock is not None:
+            self._lock.close()
         if self._socket_folder != self._files:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 

@@ -1,0 +1,98 @@
+"""A real PostgreSQL, the services as real processes, and a model that is a real HTTP server."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
+from persistence.embedded import EmbeddedPostgres
+from tests.fake_openai import FakeOpenAI
+from tests.services import KEY, OTHER_KEY, Service
+
+
+@pytest.fixture(scope="session")
+def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server: the one of TEST_DATABASE_URL, or one of our own."""
+    if given := os.environ.get("TEST_DATABASE_URL"):
+        yield given
+        return
+    postgres = EmbeddedPostgres(tmp_path_factory.mktemp("data"))
+    yield postgres.start()
+    postgres.stop()
+
+
+@pytest.fixture(scope="session")
+def make_database(server_url: str) -> Iterator[Callable[[], str]]:
+    """Makes an empty database, and gives its connection string."""
+    names: list[str] = []
+
+    def make() -> str:
+        names.append(f"test_{uuid.uuid4().hex}")
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(names[-1])))
+        return make_conninfo(server_url, dbname=names[-1])
+
+    yield make
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        for name in names:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def database_url(make_database: Callable[[], str]) -> str:
+    """The database of the session's persistence service."""
+    return make_database()
+
+
+@pytest.fixture(scope="session")
+def persistence(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A persistence service that all tests share; none may break it."""
+    folder = tmp_path_factory.mktemp("persistence")
+    service = Service("persistence", folder, DATABASE_URL=database_url, API_KEY=f"{KEY}\n{OTHER_KEY}")
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def model_server() -> Iterator[FakeOpenAI]:
+    server = FakeOpenAI()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def model(model_server: FakeOpenAI) -> FakeOpenAI:
+    """The model, behaving."""
+    model_server.reset()
+    return model_server
+
+
+@pytest.fixture(scope="session")
+def chat_settings(persistence: Service, model_server: FakeOpenAI) -> dict[str, Any]:
+    """The settings of a chat service over the session's persistence service and model."""
+    return {"API_BASE_URL": persistence.url, "OPENAI_BASE_URL": model_server.url, "OPENAI_TIMEOUT": "1"}
+
+
+@pytest.fixture(scope="session")
+def shared_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    service = Service("chat", tmp_path_factory.mktemp("chat"), **chat_settings)
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def chat(shared_chat: Service, model: FakeOpenAI) -> Service:
+    """A chat service that all tests share, over a model that behaves."""
+    return shared_chat
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder for the processes of one test."""
+    return tmp_path
