@@ -1,12 +1,12 @@
 """python -m chat: the chat service under gunicorn, or, with flags, the whole system on one machine."""
 
 import argparse
+import os
 import sys
 
 from chat import launcher
 from chat import settings as service_settings
-from chat.app import create_app
-from persistence.web import logs, server
+from persistence.web import logs
 from persistence.web.env import SettingsError
 
 
@@ -22,6 +22,10 @@ def main() -> None:
         settings = service_settings.load()
         if flags.with_persistence or flags.demo_model:
             sys.exit(launcher.run(settings, with_persistence=flags.with_persistence, demo_model=flags.demo_model))
+        os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it at import, and fails where it is no number
+        from chat.app import create_app
+        from persistence.web import server
+
         logs.configure("chat")
         server.serve(
             lambda: create_app(settings),

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import requests
 
 from chat.settings import Settings
-from persistence.web import process, server
+from persistence.web import process
+from persistence.web.port import check_port
 
 LOCAL_API_URL = "http://127.0.0.1:8000"
 STOP_SECONDS = 70  # a part takes 30 s for its requests; persistence then stops its database
@@ -41,7 +42,7 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
     """
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, _stop)
-    server.check_port(settings.host, settings.port)
+    check_port(settings.host, settings.port)
     parts: dict[str, subprocess.Popen[bytes]] = {}
     api_url = (os.environ.get("API_BASE_URL") or LOCAL_API_URL) if with_persistence else settings.api_base_url
     try:

@@ -6,11 +6,11 @@ import secrets
 import sys
 
 from persistence import settings as service_settings
-from persistence.app import create_app
 from persistence.embedded import EmbeddedPostgres
 from persistence.settings import API_KEY_FILE
-from persistence.web import logs, server
+from persistence.web import logs
 from persistence.web.env import SettingsError
+from persistence.web.port import check_port
 
 
 def main() -> None:
@@ -26,7 +26,11 @@ def _run() -> None:
     if not {"API_KEY", "API_KEY_FILE"} & os.environ.keys():
         make_api_key()
     settings = service_settings.load()
-    server.check_port(settings.host, settings.port)
+    check_port(settings.host, settings.port)
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it at import, and fails where it is no number
+    from persistence.app import create_app
+    from persistence.web import server
+
     postgres = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
     try:
         conninfo = settings.database_url or (postgres.start() if postgres else "")

@@ -1,6 +1,5 @@
 """gunicorn, set up for both services: its options, its port, and how it stops."""
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
-from persistence.web.env import SettingsError
+from persistence.web.port import check_port
 from persistence.web.worker import Worker
 
 GRACE_SECONDS = 30
@@ -51,22 +50,6 @@ class Server(BaseApplication):  # type: ignore[misc]
     def run(self) -> None:
         """Serve until a signal says stop, then exit the process."""
         GracefulArbiter(self).run()
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise SettingsError where the address can't be listened on.
-
-    The workers listen with SO_REUSEPORT, under which a second start on the same port would succeed, and a stranger's
-    port make them die for ever; so it is tried once without.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen()
-    except OSError as exc:
-        raise SettingsError(f"PORT: can't listen on {host}:{port}: {exc.strerror or exc}") from None
 
 
 def serve(
