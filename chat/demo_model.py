@@ -80,13 +80,15 @@ class DemoModelHandler(BaseHTTPRequestHandler):
 
 
 class DemoModelServer(ThreadingHTTPServer):
-    """The server, on a free port of the loopback address, in threads of this process."""
+    """The server, in threads of this process; on a free port of the loopback address unless told otherwise."""
 
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, handler: type[DemoModelHandler] = DemoModelHandler) -> None:
-        super().__init__(("127.0.0.1", 0), handler)
+    def __init__(
+        self, handler: type[DemoModelHandler] = DemoModelHandler, address: tuple[str, int] = ("127.0.0.1", 0)
+    ) -> None:
+        super().__init__(address, handler)
         threading.Thread(target=self.serve_forever, name="demo-model", daemon=True).start()
 
     @property

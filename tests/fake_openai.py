@@ -43,6 +43,15 @@ class Handler(DemoModelHandler):
     def play_hang(self, _argument: str) -> None:
         self.server.closing.wait(30)
 
+    def play_slow(self, argument: str) -> None:
+        """slow PIECES: one every 100 ms."""
+        self.start_stream()
+        for number in range(int(argument)):
+            self.send_chunk({"content": f"piece {number} "})
+            self.server.closing.wait(0.1)
+        self.send_chunk({}, finish_reason="stop")
+        self.end_stream()
+
     def play_break(self, argument: str) -> None:
         """break [PIECES]: begin well, then cut the connection."""
         self.start_stream()
@@ -118,14 +127,14 @@ class Handler(DemoModelHandler):
 class FakeOpenAI(DemoModelServer):
     """Records what it was asked, and fails as it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
         self.lock = threading.Lock()
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.closing = threading.Event()
         self.may_answer = threading.Event()
         self.reset()
-        super().__init__(Handler)
+        super().__init__(Handler, address)
 
     def reset(self) -> None:
         """Forget, and behave."""

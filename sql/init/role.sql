@@ -2,7 +2,7 @@
 -- so that no command line shows it.
 \set password `cat /run/secrets/db_password`
 CREATE ROLE persistence LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD :'password';
-REVOKE ALL ON DATABASE messages FROM PUBLIC;
+REVOKE ALL ON DATABASE messages, postgres, template1 FROM PUBLIC;
 REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT CONNECT ON DATABASE messages TO persistence;
 CREATE SCHEMA persistence AUTHORIZATION persistence;
