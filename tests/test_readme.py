@@ -1,0 +1,55 @@
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.services import ROOT, free_port, wait_for
+
+README = (ROOT / "README.md").read_text()
+
+
+def normal(answer: str) -> list[str]:
+    """Give the lines with every time of day made the same."""
+    return re.sub(r"20\d\d-\d\d-\d\dT[0-9:.]+\+00:00", "TIME", answer).strip().split("\n")
+
+
+def matches(shown: list[str], given: list[str]) -> bool:
+    """Compare, where a line `…` stands for any lines."""
+    if "…" not in shown:
+        return shown == given
+    gap = shown.index("…")
+    rest = shown[gap + 1 :]
+    return given[:gap] == shown[:gap] and given[len(given) - len(rest) :] == rest
+
+
+def test_the_tour_answers_as_shown(folder: Path) -> None:
+    chat, persistence = free_port(), free_port()
+    tour = README.replace("localhost:8100", f"127.0.0.1:{chat}").replace("localhost:8000", f"127.0.0.1:{persistence}")
+    calls = re.findall(r"```sh\n([^`]*?curl.*?)```\n```\w+\n(.*?)```", tour, re.DOTALL)
+    assert len(calls) == 10
+    command = [sys.executable, "-m", "chat", "--with-persistence", "--demo-model"]
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PORT": str(chat)}
+    env["API_BASE_URL"] = f"http://127.0.0.1:{persistence}"
+    output = folder / "output"
+    with output.open("w") as file:
+        system = subprocess.Popen(command, cwd=folder, env=env, stdout=file, stderr=file)
+    try:
+        wait_for(lambda: "Ready." in output.read_text(), 30, "the start")
+        for call, shown in calls:
+            script = f"KEY=$(cat secrets/api_key.txt)\n{call}"
+            done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=30)
+            assert matches(normal(shown), normal(done.stdout)), f"{call}\n{done.stdout}{done.stderr}"
+    finally:
+        system.send_signal(signal.SIGINT)
+        assert system.wait(60) == 0, output.read_text()
+
+
+def test_the_settings_are_those_that_are_read() -> None:
+    sources = "".join(path.read_text() for path in ROOT.glob("*/settings.py"))
+    read = set(re.findall(r'"([A-Z][A-Z_]+)"', sources))
+    section = README.split("## Settings")[1].split("##")[0]
+    shown = {
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert shown == read
