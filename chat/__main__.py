@@ -6,7 +6,7 @@ import sys
 
 from chat import launcher
 from chat import settings as service_settings
-from persistence.web import logs
+from persistence.web import logs, process
 from persistence.web.env import SettingsError
 
 
@@ -18,6 +18,7 @@ def main() -> None:
     )
     parser.add_argument("--demo-model", action="store_true", help="run a stand-in for the model too")
     flags = parser.parse_args()
+    process.exit_on_signals()
     try:
         settings = service_settings.load()
         if flags.with_persistence or flags.demo_model:

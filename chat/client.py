@@ -1,5 +1,6 @@
 """The persistence service, over HTTP."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,20 @@ import requests
 from requests.adapters import HTTPAdapter
 
 CONNECT_SECONDS = 2.0
-READ_SECONDS = 12.0  # it answers within 10
-RETRY_SECONDS = 3.0
 KEPT_CONNECTIONS = 100
 RETRY_STATUSES = (500, 502, 503, 504)
+JSON, NDJSON = "application/json", "application/x-ndjson"
+
+
+class Patience(NamedTuple):
+    """For how many seconds new tries begin, and for how many each of them waits for an answer."""
+
+    tries: float
+    answer: float
+
+
+USUAL = Patience(tries=3.0, answer=12.0)  # the service answers within 10
+FOR_REPLIES = Patience(tries=10.0, answer=5.0)  # a reply that cost money gets a second try where the first hangs
 
 
 class PersistenceError(Exception):
@@ -43,12 +54,10 @@ class PersistenceClient:
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=KEPT_CONNECTIONS))
 
-    def store_message(
-        self, caller: Caller, message: Mapping[str, str], patience: float = RETRY_SECONDS
-    ) -> tuple[str, bool]:
+    def store_message(self, caller: Caller, message: Mapping[str, str], patience: Patience = USUAL) -> tuple[str, bool]:
         """Store a message, which is safe to repeat, and give it as JSON, and whether it is new.
 
-        `patience`: seconds for which to go on trying. Raises PersistenceError, 409 where another message has the id.
+        Raises PersistenceError, 409 where another message has the id.
         """
         # bytes, since requests would escape all that is not ASCII, which can double it
         body = json.dumps(message, ensure_ascii=False).encode()
@@ -64,9 +73,9 @@ class PersistenceClient:
                 return None
             raise
 
-    def list_messages(self, caller: Caller, query: Mapping[str, str]) -> requests.Response:
-        """Give a page of messages, or all of them as a stream where `query` has no limit. Raises PersistenceError."""
-        return self._request(caller, "GET", "/messages/", query=query, stream="limit" not in query)
+    def list_messages(self, caller: Caller, query: Mapping[str, str], media: str = JSON) -> requests.Response:
+        """Give a list of messages whose body is still to be read, and then closed. Raises PersistenceError."""
+        return self._request(caller, "GET", "/messages/", query=query, media=media, stream=True)
 
     def is_ready(self) -> bool:
         """Tell whether the service says that it can do its work, within 2 s."""
@@ -83,17 +92,19 @@ class PersistenceClient:
         *,
         query: Mapping[str, str] | None = None,
         body: bytes | None = None,
-        patience: float = RETRY_SECONDS,
+        media: str = JSON,
+        patience: Patience = USUAL,
         stream: bool = False,
     ) -> requests.Response:
         headers: dict[str, str | bytes | None] = {
             "x-api-key": caller.api_key.encode("latin-1"),
             "X-Request-ID": caller.request_id,
+            "Accept": media,
         }
         if body is not None:
-            headers["Content-Type"] = "application/json"
+            headers["Content-Type"] = JSON
         problem = ""
-        for pause in _pauses(patience):
+        for pause in _pauses(patience.tries):
             time.sleep(pause)
             try:
                 response = self._session.request(
@@ -102,7 +113,7 @@ class PersistenceClient:
                     params=query,
                     data=body,
                     headers=headers,
-                    timeout=(CONNECT_SECONDS, READ_SECONDS),
+                    timeout=(CONNECT_SECONDS, patience.answer),
                     stream=stream,
                     allow_redirects=False,
                 )
@@ -110,12 +121,29 @@ class PersistenceClient:
                 problem = str(exc)
             else:
                 response.encoding = "utf-8"
-                if response.ok:
+                if response.status_code in (200, 201) and response.headers.get("Content-Type") == media:
                     return response
                 if response.status_code not in RETRY_STATUSES:
                     raise _refusal(response)
+                response.close()
                 problem = f"it answered {response.status_code}"
-        raise PersistenceError(503, "The persistence service is away; try again soon.") from ConnectionError(problem)
+        raise _away(problem)
+
+
+def pieces(response: requests.Response) -> Iterator[bytes]:
+    """Give the body as it comes. Raises PersistenceError where it breaks off."""
+    try:
+        yield from response.iter_content(64 * 1024)
+    except requests.RequestException as exc:
+        raise _away(str(exc)) from exc
+
+
+def rows(response: requests.Response) -> Iterator[Any]:
+    """Give what each line of a body of NDJSON says. Raises PersistenceError where it breaks off."""
+    try:
+        yield from map(json.loads, response.iter_lines(64 * 1024))
+    except requests.RequestException as exc:
+        raise _away(str(exc)) from exc
 
 
 def _pauses(seconds: float) -> Iterator[float]:
@@ -128,11 +156,15 @@ def _pauses(seconds: float) -> Iterator[float]:
         pause = min(2 * pause + 0.1, 1.5)
 
 
+def _away(problem: str) -> PersistenceError:
+    error = PersistenceError(503, "The persistence service is away; try again soon.")
+    error.__cause__ = ConnectionError(problem)
+    return error
+
+
 def _refusal(response: requests.Response) -> PersistenceError:
-    try:
-        error = response.json()
-        return PersistenceError(response.status_code, str(error["message"]), error.get("errors"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return PersistenceError(
-            502, f"API_BASE_URL: what is there answered {response.status_code}, and not as it should."
-        )
+    with response, contextlib.suppress(requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
+        if response.status_code >= 400:
+            error = response.json()
+            return PersistenceError(response.status_code, str(error["message"]), error.get("errors"))
+    return PersistenceError(502, f"API_BASE_URL: what is there answered {response.status_code}, and not as it should.")

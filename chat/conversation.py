@@ -1,20 +1,15 @@
 """One turn of a conversation: store, recall, ask, store. Knows no Flask and no HTTP."""
 
 import json
-import logging
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from chat import history
-from chat.client import Caller, PersistenceClient, PersistenceError
+from chat.client import FOR_REPLIES, NDJSON, Caller, PersistenceClient, PersistenceError, rows
 from chat.history import Message
 from chat.model import Model, ModelError, Reply
 from chat.settings import Settings
-
-log = logging.getLogger(__name__)
-
-STORE_SECONDS = 10.0
 
 
 class Delta(NamedTuple):
@@ -79,10 +74,10 @@ class Turn:
             "after": self._message_id,
             "limit": str(settings.history_messages),
         }
-        response = self._conversations.client.list_messages(self._caller, query)
-        earlier: list[Message] = response.json()
-        kept = history.window(earlier, settings.history_messages, settings.history_chars)
-        self.log_fields = {"history_sent": len(kept), "history_left_out": len(earlier) - len(kept)}
+        # line by line: only what fits is held, however long the messages are
+        with self._conversations.client.list_messages(self._caller, query, NDJSON) as response:
+            kept, left_out = history.window(rows(response), settings.history_messages, settings.history_chars)
+        self.log_fields = {"history_sent": len(kept), "history_left_out": left_out}
         if "next" in response.links:
             self.log_fields["history_has_older"] = True  # beyond those that were looked at
         return kept
@@ -109,7 +104,7 @@ class Turn:
         reply = {"message_id": self._reply_id, "chat_id": self._chat_id, "content": text, "role": "ai"}
         try:
             try:
-                return client.store_message(self._caller, reply, patience=STORE_SECONDS)[0]
+                return client.store_message(self._caller, reply, FOR_REPLIES)[0]
             except PersistenceError as exc:
                 first = client.read_message(self._caller, self._reply_id) if exc.status == 409 else None
                 if first is None:

@@ -13,6 +13,7 @@ class DemoModelHandler(BaseHTTPRequestHandler):
     """Answers POST …/chat/completions, word by word where it is asked to stream."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a word leaves when it is there
     word_seconds = WORD_SECONDS
 
     def do_POST(self) -> None:

@@ -32,15 +32,17 @@ def _follow(purpose: str, origin: str) -> str:
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
-def window(newest_first: Iterable[Message], max_messages: int, max_chars: int) -> list[Message]:
-    """Give the newest messages that fit, oldest first: whole ones only, with no gap between them."""
+def window(newest_first: Iterable[Message], max_messages: int, max_chars: int) -> tuple[list[Message], int]:
+    """Give the newest messages that fit, oldest first, and how many do not: whole ones, with no gap between them."""
     kept: list[Message] = []
+    left_out = 0
     for message in newest_first:
         max_chars -= len(message["content"])
-        if len(kept) == max_messages or max_chars < 0:
-            break
-        kept.append(message)
-    return kept[::-1]
+        if left_out or len(kept) == max_messages or max_chars < 0:
+            left_out += 1
+        else:
+            kept.append(message)
+    return kept[::-1], left_out
 
 
 def prompt(system: str, earlier: Sequence[Message], content: str) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import requests
 
 from chat.settings import Settings
-from persistence.web import process
+from persistence.web import env, process
 from persistence.web.port import check_port
 
 LOCAL_API_URL = "http://127.0.0.1:8000"
@@ -40,12 +40,14 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
 
     Raises SettingsError where a port is taken.
     """
-    signal.signal(signal.SIGTERM, _stop)
-    signal.signal(signal.SIGINT, _stop)
-    check_port(settings.host, settings.port)
     parts: dict[str, subprocess.Popen[bytes]] = {}
-    api_url = (os.environ.get("API_BASE_URL") or LOCAL_API_URL) if with_persistence else settings.api_base_url
+    api_url = settings.api_base_url
+    if with_persistence and not env.text("API_BASE_URL", ""):
+        api_url = LOCAL_API_URL
     try:
+        signal.signal(signal.SIGTERM, _stop)
+        signal.signal(signal.SIGINT, _stop)
+        check_port(settings.host, settings.port)
         if with_persistence:
             address = urlsplit(api_url)
             own = {"HOST": address.hostname or "127.0.0.1", "PORT": str(address.port or 80)}
@@ -90,8 +92,8 @@ def _environment(others: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in others}
 
 
-def _start(name: str, env: Mapping[str, str]) -> "subprocess.Popen[bytes]":
-    return process.start([sys.executable, "-m", name], env=env, end_signal=signal.SIGTERM)
+def _start(name: str, environment: Mapping[str, str]) -> "subprocess.Popen[bytes]":
+    return process.start([sys.executable, "-m", name], env=environment, end_signal=signal.SIGTERM)
 
 
 def _start_demo_model() -> dict[str, str]:

@@ -1,8 +1,10 @@
 """The model, behind one small interface; the provider's errors become ours here."""
 
 import contextlib
+import itertools
 import json
 import logging
+import re
 import ssl
 from collections import deque
 from collections.abc import Iterator
@@ -34,10 +36,14 @@ class Reply:
 
     def __init__(self, chunks: Iterator[dict[str, Any]]) -> None:
         self._chunks = chunks
-        self._first = next(chunks, None)
         self._finish_reason: str | None = None
         self._size = 0
         self.text = ""
+        try:
+            self._first = self._begin()
+        except ModelError:
+            self.close()
+            raise
 
     def pieces(self) -> Iterator[str]:
         """Give the pieces as they come; afterwards, `text` has all of it.
@@ -46,7 +52,7 @@ class Reply:
         """
         pieces, held = [], ""
         try:
-            for chunk in self._all_chunks():
+            for chunk in itertools.chain([self._first], self._chunks):
                 piece, held = _whole_characters(held + self._content(chunk))
                 if piece:
                     self._measure(piece)
@@ -65,14 +71,16 @@ class Reply:
         """Let go of the stream."""
         self._chunks.close()  # type: ignore[attr-defined]  # a generator
 
-    def _all_chunks(self) -> Iterator[dict[str, Any]]:
-        if self._first is not None:
-            yield self._first
-            yield from self._chunks
+    def _begin(self) -> dict[str, Any]:
+        first = next(self._chunks, None)
+        if first is None:
+            raise ModelError(502, "The model's provider sent an empty reply; try again, or see OPENAI_BASE_URL.")
+        self._content(first)  # may be an error
+        return first
 
     def _content(self, chunk: dict[str, Any]) -> str:
-        if chunk.get("error"):
-            log.warning("The provider ended the stream with an error: %s", json.dumps(chunk["error"])[:500])
+        if error := chunk.get("error"):
+            log.warning("The provider ended the stream with an error (%s)", _codes(error))
             raise ModelError(502, "The model's provider broke off its reply; send the request again.")
         choices = chunk.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else {}
@@ -121,7 +129,8 @@ class Model:
             create = client.chat.completions.with_streaming_response.create
             body: Any = {"model": self._settings.openai_model, "messages": messages, "stream": True}
             with create(**body) as response:
-                yield from _chunks(response.iter_bytes())
+                ends = "Transfer-Encoding" in response.headers or "Content-Length" in response.headers
+                yield from _chunks(response.iter_bytes(), ends)
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[openai.OpenAI]:
@@ -159,8 +168,11 @@ def _no_retry_of_rate_limits(response: httpx2.Response) -> None:
         response.headers["x-should-retry"] = "false"  # the package obeys it
 
 
-def _chunks(stream: Iterator[bytes]) -> Iterator[dict[str, Any]]:
-    """Give the JSON of each event. Parsed here: the package's objects cost more than twice the time of a whole turn."""
+def _chunks(stream: Iterator[bytes], ends: bool) -> Iterator[dict[str, Any]]:
+    """Give the JSON of each event; `ends`: the body has an end that is not that of the connection.
+
+    Parsed here: the package's objects cost more than twice the time of a whole turn.
+    """
     rest = b""
     for data in stream:
         *lines, rest = (rest + data).split(b"\n")
@@ -170,7 +182,9 @@ def _chunks(stream: Iterator[bytes]) -> Iterator[dict[str, Any]]:
             if not line.startswith(b"data:"):
                 continue
             text = line[5:].decode("utf-8", "replace").strip()
-            if text == "[DONE]":
+            if text == "[DONE]" and not ends:
+                return
+            if text in ("[DONE]", ""):
                 continue  # what follows is the end of the body, which frees the connection for the next turn
             try:
                 chunk = json.loads(text)
@@ -202,9 +216,17 @@ def _our_errors(settings: Settings) -> Iterator[None]:
         message = "The model's provider can't be reached, or broke off; try again, or see OPENAI_BASE_URL."
         raise ModelError(502, message) from exc
     except openai.APIStatusError as exc:
-        raise _refusal(exc, settings) from exc
+        log.warning("The provider answered %d (%s)", exc.status_code, _codes(exc.body))
+        raise _refusal(exc, settings) from None  # its text may repeat the key or the conversation: nothing for a log
     except (openai.OpenAIError, httpx2.HTTPError) as exc:
         raise ModelError(502, "The model's provider can't be used; see the log.") from exc
+
+
+def _codes(error: Any) -> str:
+    """Give what of a provider's error can be logged: names, but no text."""
+    fields = error if isinstance(error, dict) else {}
+    values = {name: str(fields.get(name)) for name in ("type", "code", "param")}
+    return ", ".join(f"{name}: {value}" for name, value in values.items() if re.fullmatch(r"[\w.-]{1,64}", value))
 
 
 def _refusal(exc: openai.APIStatusError, settings: Settings) -> ModelError:
@@ -212,7 +234,8 @@ def _refusal(exc: openai.APIStatusError, settings: Settings) -> ModelError:
     if status in (401, 403):
         return ModelError(502, "The model's provider rejects the service's key; see OPENAI_API_KEY.")
     if status == 404:
-        return ModelError(502, f"The provider knows no model {settings.openai_model!r}; see OPENAI_MODEL.")
+        model = settings.openai_model
+        return ModelError(502, f"The provider knows no model {model!r}; see OPENAI_MODEL, and OPENAI_BASE_URL.")
     if status == 429:
         retry_after = exc.response.headers.get("retry-after", "")
         usable = retry_after.isascii() and retry_after.isprintable() and retry_after

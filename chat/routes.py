@@ -1,5 +1,7 @@
 """/chat: HTTP in, HTTP out."""
 
+import contextlib
+import itertools
 import logging
 import threading
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from flask.typing import ResponseReturnValue
 from webargs.flaskparser import abort
 
 from chat import sse
-from chat.client import Caller, PersistenceClient, PersistenceError
+from chat.client import Caller, PersistenceClient, PersistenceError, pieces
 from chat.conversation import Conversations, Delta, ReplyLostError, Turn
 from chat.model import ModelError
 from chat.schemas import QUESTION, REPLY, AnswerSchema, ChatQuerySchema, MessageSchema, TurnSchema
@@ -59,7 +61,6 @@ data: {"message_id":"4d1f3c0a-…","chat_id":"7c9e6679-…","content":"Paris.",�
     success=True,
 )
 @fails(
-    blueprint,
     {
         409: ("This `message_id` is taken by another message.", "Choose another message_id: this one is taken."),
         422: INVALID,
@@ -83,30 +84,30 @@ def take_turn(turn_request: dict[str, Any]) -> Response:
     and one reply. A reply is finished and stored even if you hang up.
     """
     conversations: Conversations = current_app.extensions["conversations"]
-    places: threading.BoundedSemaphore = current_app.extensions["places"]
-    if not places.acquire(blocking=False):
-        abort(503, message="Too many turns are under way; try again soon.", headers={"Retry-After": "2"})
-    response = None
-    try:
+    with contextlib.ExitStack() as held:
+        held.callback(_take_place().release)
         turn = conversations.begin(_caller(), turn_request)
         g.log_fields.update(turn.log_fields)
-        stream = EventStream(turn, places)
         if turn_request["stream"]:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-            response = Response(stream, mimetype=sse.MEDIA_TYPE, headers=headers)
-            return response
+            return Response(EventStream(turn, held.pop_all()), mimetype=sse.MEDIA_TYPE, headers=headers)
         stored = [event for event in turn.events() if not isinstance(event, Delta)]
-        return Response(f'{{"message":{turn.message},"reply":{stored[0].message}}}\n', mimetype="application/json")
-    finally:
-        if response is None:
-            places.release()
+    return Response(f'{{"message":{turn.message},"reply":{stored[0].message}}}\n', mimetype="application/json")
+
+
+def _take_place() -> threading.BoundedSemaphore:
+    """Take one of the threads that may be held for long; whoever gets it releases it. Aborts with 503 where none is."""
+    places: threading.BoundedSemaphore = current_app.extensions["places"]
+    if not places.acquire(blocking=False):
+        abort(503, message="Too many turns or long lists are under way; try again.", headers={"Retry-After": "2"})
+    return places
 
 
 class EventStream:
-    """The body of a streamed turn. Its close finishes what must happen, whoever listens, and gives back the place."""
+    """The body of a streamed turn. Its close finishes what must happen, and lets go of what is held."""
 
-    def __init__(self, turn: Turn, places: threading.BoundedSemaphore) -> None:
-        self._turn, self._places = turn, places
+    def __init__(self, turn: Turn, held: contextlib.ExitStack) -> None:
+        self._turn, self._held = turn, held
         self._events = self._encode()
         self._closed = False
 
@@ -118,11 +119,9 @@ class EventStream:
         """Finish and store the reply, if the caller has not listened to its end."""
         if not self._closed:
             self._closed = True
-            try:
+            with self._held:
                 for _ in self._events:
                     pass
-            finally:
-                self._places.release()
 
     def _encode(self) -> Iterator[bytes]:
         yield sse.encode("message", self._turn.message)
@@ -168,7 +167,6 @@ def _headers(status: int) -> dict[str, str]:
     },
 )
 @fails(
-    blueprint,
     {
         404: (NOT_FOUND, NOT_FOUND),
         422: INVALID,
@@ -183,27 +181,34 @@ def read_chat(query: dict[str, Any], chat_id: str) -> ResponseReturnValue:
     """
     client: PersistenceClient = current_app.extensions["client"]
     given = {name: str(value) for name, value in query.items()}
-    upstream = client.list_messages(_caller(), given | {"chat_id": chat_id})
-    body = upstream.iter_content(64 * 1024)
-    first = next(body, b"")
-    if first.strip() == b"[]" and not _exists(client, chat_id, given):
-        abort(404, message=NOT_FOUND)
-    response = Response(_relay(first, body), mimetype="application/json")
-    response.call_on_close(upstream.close)
-    following = upstream.links.get("next", {}).get("url")
-    if following:
-        after = parse_qs(urlsplit(following).query)["after"][0]
-        response.headers["Link"] = f'<{request.path}?{urlencode(given | {"after": after})}>; rel="next"'
+    with contextlib.ExitStack() as held:
+        upstream = held.enter_context(client.list_messages(_caller(), given | {"chat_id": chat_id}))
+        if "Content-Length" not in upstream.headers:  # it is streamed, for as long as the caller takes to read it
+            held.callback(_take_place().release)
+        body = pieces(upstream)
+        first = _beginning(body)
+        if first.strip() == b"[]" and not ("after" in given and _exists(client, chat_id)):
+            abort(404, message=NOT_FOUND)
+        response = Response(itertools.chain([first], body), mimetype="application/json")
+        following = upstream.links.get("next", {}).get("url")
+        if following:
+            after = parse_qs(urlsplit(following).query)["after"][0]
+            response.headers["Link"] = f'<{request.path}?{urlencode(given | {"after": after})}>; rel="next"'
+        response.call_on_close(held.pop_all().close)
     return response
 
 
-def _exists(client: PersistenceClient, chat_id: str, given: dict[str, str]) -> bool:
-    return "after" in given and bool(client.list_messages(_caller(), {"chat_id": chat_id, "limit": "1"}).json())
+def _exists(client: PersistenceClient, chat_id: str) -> bool:
+    with client.list_messages(_caller(), {"chat_id": chat_id, "limit": "1"}) as page:
+        return _beginning(pieces(page)).strip() != b"[]"
 
 
-def _relay(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+def _beginning(body: Iterator[bytes]) -> bytes:
+    """Give as much of a list's JSON as tells whether it is empty."""
+    beginning = b""
+    while len(beginning.strip()) < 2 and (piece := next(body, b"")):
+        beginning += piece
+    return beginning
 
 
 def _caller() -> Caller:

@@ -8,13 +8,14 @@ import sys
 from persistence import settings as service_settings
 from persistence.embedded import EmbeddedPostgres
 from persistence.settings import API_KEY_FILE
-from persistence.web import logs
+from persistence.web import env, logs, process
 from persistence.web.env import SettingsError
 from persistence.web.port import check_port
 
 
 def main() -> None:
     """Run the persistence service until SIGTERM or Ctrl-C. Exits with one line where it can't start."""
+    process.exit_on_signals()
     logs.configure("persistence")
     try:
         _run()
@@ -23,7 +24,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    if not {"API_KEY", "API_KEY_FILE"} & os.environ.keys():
+    if "API_KEY" not in os.environ and not env.text("API_KEY_FILE", ""):
         make_api_key()
     settings = service_settings.load()
     check_port(settings.host, settings.port)

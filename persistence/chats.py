@@ -20,7 +20,7 @@ NOT_FOUND = "There is no chat with this id."
 @blueprint.route("/", methods=["GET"], strict_slashes=False)
 @blueprint.arguments(ChatsQuerySchema(), location="query")
 @blueprint.response(200, ChatSchema(many=True), description="The chats.", headers=LINK)
-@fails(blueprint, {422: INVALID, 503: UNAVAILABLE})
+@fails({422: INVALID, 503: UNAVAILABLE})
 def list_chats(query: dict[str, Any]) -> Response:
     """List chats
 
@@ -40,7 +40,7 @@ def list_chats(query: dict[str, Any]) -> Response:
 
 @blueprint.route("/<uuid4:chat_id>", methods=["DELETE"], strict_slashes=False)
 @blueprint.response(204, description="Its messages are deleted.")
-@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
 @no_query
 def delete_chat(chat_id: str) -> Response:
     """Delete a chat

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 2  # the least that libpq knows
+CHECK_SECONDS = 2.0
+IDLE_SECONDS = (
+    1.0  # a connection that rested for longer is looked at before its use: its end may be gone without a word
+)
 WAIT_SECONDS = 4.0  # for a connection of the pool
 READY_SECONDS = 0.8  # the contract: /ready answers within 1 s
 SCHEMA_SECONDS = 600.0
@@ -45,9 +50,16 @@ class DeadlineConnection(Connection[Row]):
     kernel dead.
     """
 
+    used = 0.0  # of time.monotonic
+    silent = False
+
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Wait for the server. Raises an OperationalError when the request's time is over; the connection is lost."""
-        return super().wait(gen, interval, deadline.remaining() if timeout is None else timeout)
+        try:
+            return super().wait(gen, interval, deadline.remaining() if timeout is None else timeout)
+        except psycopg.OperationalError:
+            self.silent = self.pgconn.transaction_status == TransactionStatus.ACTIVE
+            raise
 
 
 class Database:
@@ -75,6 +87,7 @@ class Database:
         self._probe: DeadlineConnection | None = None
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="ready")
         self._look: Future[bool] | None = None
+        self._look_began = 0.0
         self._look_lock = threading.Lock()
         self._migrated = threading.Event()
         self._closed = threading.Event()
@@ -139,40 +152,48 @@ class Database:
         with self._lend(alive=True) as connection:
             try:
                 with connection.cursor().copy(statement, params):
-                    while connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
-                        rows = connection.wait(_copy_rows(connection.pgconn), timeout=deadline.REQUEST_SECONDS)
-                        try:
-                            yield rows
-                        except GeneratorExit:  # nobody wants the rest, which psycopg would read to its end
-                            connection.close()
-                            raise
+                    patience = deadline.remaining()  # for the first rows; the reader may take long over the others
+                    try:
+                        while connection.pgconn.transaction_status == TransactionStatus.ACTIVE:
+                            yield connection.wait(_copy_rows(connection.pgconn), timeout=patience)
+                            patience = deadline.REQUEST_SECONDS
+                    except BaseException:  # psycopg would now cancel the statement, and read its rows to their end
+                        connection.close()
+                        raise
             except psycopg.Error as exc:
                 raise _unavailable(exc) from exc
 
     @contextmanager
     def _lend(self, *, alive: bool = False) -> Iterator[DeadlineConnection]:
-        """Lend a connection; one that was looked at just now, if it must be `alive`."""
+        """Lend a connection; one that was looked at just now, if it must be `alive` or has rested."""
         if not self._migrated.wait(min(WAIT_SECONDS, deadline.remaining())):
             raise DatabaseUnavailableError("the schema is not applied yet")
         connection = self._take()
-        while alive:
+        while alive or time.monotonic() - connection.used > IDLE_SECONDS:
             try:
-                ConnectionPool.check_connection(connection)
+                with deadline.at_most(CHECK_SECONDS):
+                    ConnectionPool.check_connection(connection)
             except psycopg.Error:
-                self._pool.putconn(connection)
+                self._give_back(connection)
                 connection = self._take()
             else:
                 break
         try:
             yield connection
         finally:
-            self._pool.putconn(connection)
+            self._give_back(connection)
 
     def _take(self) -> DeadlineConnection:
         try:
             return self._pool.getconn(min(WAIT_SECONDS, deadline.remaining()))
         except (PoolTimeout, PoolClosed) as exc:
             raise DatabaseUnavailableError(f"no connection: {exc}") from exc
+
+    def _give_back(self, connection: DeadlineConnection) -> None:
+        connection.used = time.monotonic()
+        if connection.silent:  # the others may be as dead
+            self._pool.drain()
+        self._pool.putconn(connection)
 
     def problem(self) -> str | None:
         """Look whether the database answers, for READY_SECONDS at most. Give None, or a sentence that says it does not.
@@ -181,10 +202,10 @@ class Database:
         """
         with self._look_lock:
             if self._look is None or self._look.done():
-                self._look = self._looker.submit(self._answers)
-            look = self._look
+                self._look, self._look_began = self._looker.submit(self._answers), time.monotonic()
+            look, until = self._look, self._look_began + READY_SECONDS
         try:
-            answers = self._migrated.is_set() and look.result(READY_SECONDS)
+            answers = self._migrated.is_set() and look.result(max(0.0, until - time.monotonic()))
         except (TimeoutError, CancelledError):
             answers = False
         return None if answers else "The database does not answer; try again soon."

@@ -69,7 +69,8 @@ class EmbeddedPostgres:
         except OSError as exc:
             raise SettingsError(f"DATA_DIR: can't use {self._folder}: {exc.strerror or exc}") from None
         except subprocess.CalledProcessError as exc:
-            raise SettingsError(f"DATA_DIR: initdb failed in {self._folder}: {exc.stderr.strip()}") from None
+            problem = " ".join(exc.stderr.split())
+            raise SettingsError(f"DATA_DIR: initdb failed in {self._folder}: {problem}") from None
         conninfo = make_conninfo(host=str(self._socket_folder), user="postgres", dbname="postgres")
         self._wait_until_ready(conninfo)
         threading.Thread(target=self._keep_running, name="embedded-postgres", daemon=True).start()
@@ -93,8 +94,9 @@ class EmbeddedPostgres:
             self._let_system_user_in()
         self._lock = (self._folder / "lock").open("a")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # not flock: forked workers would hold it too, and could outlive us for a moment
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise SettingsError(
                 f"DATA_DIR: another service uses {self._folder}; stop it, choose another folder, or set DATABASE_URL"
             ) from None

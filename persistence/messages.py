@@ -41,7 +41,6 @@ LINK = {
     success=True,
 )
 @fails(
-    blueprint,
     {
         409: ("This `message_id` is taken by another message.", "Choose another message_id: this one is taken."),
         422: INVALID,
@@ -77,7 +76,7 @@ def create_message(message: dict[str, Any]) -> Response:
     content_type=listing.NDJSON,
     success=True,
 )
-@fails(blueprint, {422: INVALID, 503: UNAVAILABLE})
+@fails({422: INVALID, 503: UNAVAILABLE})
 def list_messages(query: dict[str, Any]) -> Response:
     """List messages
 
@@ -121,7 +120,7 @@ def _selection(database: Database, query: dict[str, Any]) -> store.Selection:
 
 @blueprint.route("/<uuid4:message_id>", methods=["GET"], strict_slashes=False)
 @blueprint.response(200, MessageSchema, description="The message.", example=MESSAGE)
-@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
 @no_query
 def read_message(message_id: str) -> Response:
     """Read a message"""
@@ -132,7 +131,7 @@ def read_message(message_id: str) -> Response:
 @blueprint.route("/<uuid4:message_id>", methods=["PUT"], strict_slashes=False)
 @blueprint.arguments(MessageChangesSchema(), example={"rating": True})
 @blueprint.response(200, MessageSchema, description="The message as it is now.", example=MESSAGE | {"rating": True})
-@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
 @no_query
 def update_message(changes: dict[str, Any], message_id: str) -> Response:
     """Change or rate a message
@@ -156,7 +155,7 @@ def update_message(changes: dict[str, Any], message_id: str) -> Response:
 
 @blueprint.route("/<uuid4:message_id>", methods=["DELETE"], strict_slashes=False)
 @blueprint.response(204, description="It is deleted.")
-@fails(blueprint, {404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
 @no_query
 def delete_message(message_id: str) -> Response:
     """Delete a message

@@ -31,9 +31,11 @@ def load() -> Settings:
     database_url = env.text("DATABASE_URL", "") or None
     if database_url is not None:
         try:
-            conninfo_to_dict(database_url)
+            ports = str(conninfo_to_dict(database_url).get("port") or "5432").split(",")
         except psycopg.Error:  # its text would repeat the URL, with the password in it
             raise SettingsError("DATABASE_URL: is no connection string or URL as libpq takes it") from None
+        if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports if port):
+            raise SettingsError("DATABASE_URL: its port is no whole number from 1 to 65535")
     db_password = env.secret("DB_PASSWORD")
     if db_password == "":
         raise SettingsError("DB_PASSWORD: is empty; unset it where the database asks for none")

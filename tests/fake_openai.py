@@ -8,7 +8,7 @@ from chat.demo_model import DemoModelHandler, DemoModelServer
 
 
 class Handler(DemoModelHandler):
-    """Plays what the last message asks for, as `fault: …`; else what FakeOpenAI is set to; else the stand-in."""
+    """Plays what the last message asks for, as `fault: … # anything`, until it is told to be well; else replies."""
 
     server: "FakeOpenAI"
     word_seconds = 0.0
@@ -20,11 +20,13 @@ class Handler(DemoModelHandler):
             self.server.keys.append(self.headers.get("Authorization", ""))
             failures, self.server.failures = self.server.failures, max(0, self.server.failures - 1)
         content = request["messages"][-1]["content"]
-        fault = content.removeprefix("fault: ") if content.startswith("fault: ") else None
+        is_fault = content.startswith("fault: ") and not self.server.is_well
+        fault = content.removeprefix("fault: ").partition(" #")[0] if is_fault else None
         if failures:
             self.send_json({"error": {"message": "failing"}}, self.server.failure_status)
         elif fault is None:
             self.server.may_answer.wait(30)
+            self.server.closing.wait(self.server.first_seconds)
             self.reply(request, (self.server.text or f"reply to {content}").split(" "))
         else:
             name, _, argument = fault.partition(" ")
@@ -52,6 +54,27 @@ class Handler(DemoModelHandler):
         self.send_chunk({}, finish_reason="stop")
         self.end_stream()
 
+    def play_steps(self, argument: str) -> None:
+        """steps PIECES: begin, and send each piece when the test says so, by `steps.release()`."""
+        self.start_stream()
+        self.send_chunk({"role": "assistant", "content": ""})
+        for number in range(int(argument)):
+            self.server.steps.acquire(timeout=30)
+            self.send_chunk({"content": f"piece {number} "})
+        self.send_chunk({}, finish_reason="stop")
+        self.end_stream()
+
+    def play_endless(self, _argument: str) -> None:
+        """A whole reply, in a body with no end but that of the connection, which stays open."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for delta, reason in ({"content": "all of it"}, None), ({}, "stop"):
+            choice = {"index": 0, "delta": delta, "finish_reason": reason}
+            self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+        self.server.closing.wait(30)
+
     def play_break(self, argument: str) -> None:
         """break [PIECES]: begin well, then cut the connection."""
         self.start_stream()
@@ -68,6 +91,11 @@ class Handler(DemoModelHandler):
     def play_error_midway(self, _argument: str) -> None:
         self.start_stream()
         self.send_chunk({"content": "begun "})
+        self.send_data('{"error": {"message": "secret details"}}')
+        self.end_stream()
+
+    def play_error_first(self, _argument: str) -> None:
+        self.start_stream()
         self.send_data('{"error": {"message": "secret details"}}')
         self.end_stream()
 
@@ -100,11 +128,14 @@ class Handler(DemoModelHandler):
     def play_flood(self, _argument: str) -> None:
         """10 MB, unless the connection is closed before."""
         self.start_stream()
-        for sent in range(160):
-            self.server.flooded = sent * 65536
-            self.send_chunk({"content": "x" * 65536})
-        self.send_chunk({}, finish_reason="stop")
-        self.end_stream()
+        try:
+            for sent in range(160):
+                self.server.flooded = sent * 65536
+                self.send_chunk({"content": "x" * 65536})
+            self.send_chunk({}, finish_reason="stop")
+            self.end_stream()
+        finally:
+            self.server.flood_ended.set()
 
     def play_odd(self, _argument: str) -> None:
         """Chunks with no choices, null content, comments, an emoji in two halves, NUL, a lone surrogate, cut bytes."""
@@ -142,10 +173,14 @@ class FakeOpenAI(DemoModelServer):
             self.requests.clear()
             self.keys.clear()
         self.text = ""
+        self.first_seconds = 0.0  # to the first piece
         self.word_seconds = 0.0
         self.failures = 0
         self.failure_status = 500
         self.flooded = 0
+        self.flood_ended = threading.Event()
+        self.is_well = False
+        self.steps = threading.Semaphore(0)
         self.may_answer.set()
 
     def asked(self, content: str) -> list[dict[str, Any]]:

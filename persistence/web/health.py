@@ -8,6 +8,7 @@ from flask.typing import ResponseReturnValue
 from flask_smorest import Blueprint
 from webargs.flaskparser import abort
 
+from persistence.web.docs import fails
 from persistence.web.errors import ServiceApi
 
 
@@ -34,7 +35,7 @@ def init_app(app: Flask, api: ServiceApi, problem: Callable[[], str | None]) -> 
     @blueprint.route("/ready", strict_slashes=False)
     @blueprint.doc(security=[], operationId="ready")
     @blueprint.response(200, StatusSchema, description="It can do its work.")
-    @blueprint.alt_response(503, "UNAVAILABLE")
+    @fails({503: ("What it depends on does not answer.", "The database does not answer; try again soon.")})
     def ready() -> ResponseReturnValue:
         """Can the service do its work?
 

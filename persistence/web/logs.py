@@ -68,6 +68,7 @@ def init_app(app: Flask) -> None:
     def end(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.direct_passthrough = False  # with it, nothing would be called on close of a file
         fields = {
             "method": request.method,
             "path": request.path,

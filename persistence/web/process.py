@@ -13,12 +13,11 @@ from typing import Any
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def _end_with_parent(end_signal: signal.Signals) -> Callable[[], None]:
+def _make_end_with_parent(end_signal: signal.Signals, parent: int) -> Callable[[], None]:
     """Make what a child calls first: the kernel sends it `end_signal` when its parent dies, kill -9 included."""
     if not sys.platform.startswith("linux"):
         return lambda: None
     prctl = ctypes.CDLL(None).prctl  # looked up here: a child between fork and exec should do little
-    parent = os.getpid()
 
     def prepare() -> None:
         prctl(PR_SET_PDEATHSIG, end_signal)
@@ -26,6 +25,17 @@ def _end_with_parent(end_signal: signal.Signals) -> Callable[[], None]:
             os._exit(1)
 
     return prepare
+
+
+def end_with_parent(end_signal: signal.Signals, parent: int) -> None:
+    """Have `end_signal` sent to this process when `parent` dies; what `start` started has that already."""
+    _make_end_with_parent(end_signal, parent)()
+
+
+def exit_on_signals() -> None:
+    """Have SIGTERM and Ctrl-C end this process in order, with status 0, until its server takes them over."""
+    for end_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end_signal, lambda _signal, _frame: sys.exit(0))
 
 
 def start(
@@ -39,7 +49,7 @@ def start(
         [str(part) for part in command],
         env=dict(env),
         start_new_session=True,
-        preexec_fn=_end_with_parent(end_signal),  # one system call, and no lock is taken
+        preexec_fn=_make_end_with_parent(end_signal, os.getpid()),  # one system call, and no lock is taken
         **options,
     )
 

@@ -1,5 +1,6 @@
 """gunicorn, set up for both services: its options, its port, and how it stops."""
 
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ class Server(BaseApplication):  # type: ignore[misc]
         GracefulArbiter(self).run()
 
 
+def allow_open_files(count: int) -> None:
+    """Let this process have so many files open, connections included, as far as it may; many a start gives it 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (count if hard == resource.RLIM_INFINITY else min(count, hard), hard)
+        )
+
+
 def serve(
     create_app: Callable[[], Flask],
     *,
@@ -67,6 +77,7 @@ def serve(
     port is taken.
     """
     check_port(host, port)
+    allow_open_files(WAITING_CONNECTIONS + 3 * threads + 256)  # a thread may hold a connection on each side, and a file
     shared_memory = Path("/dev/shm")  # noqa: S108  # a heartbeat's file must never wait for a disk
     options = {
         "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
@@ -80,6 +91,7 @@ def serve(
         "keepalive": 75,
         "limit_request_line": 8190,
         "control_socket_disable": True,
+        "sendfile": False,  # socket.sendfile refuses sockets that don't block
         "logger_class": RootLogger,
         "worker_exit": lambda arbiter, worker: on_worker_exit(worker.wsgi) if hasattr(worker, "wsgi") else None,
     }

@@ -22,17 +22,21 @@ from typing import Any
 from gunicorn import http, util
 from gunicorn.workers.gthread import ThreadWorker
 
+from persistence.web import process
 from persistence.web.arguments import MAX_BODY_BYTES
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CHUNKED_BYTES = 8 * MAX_BODY_BYTES  # as it is sent, with the sizes of its chunks
 ARRIVAL_SECONDS = 20  # from a request's first byte to its last
 STALL_SECONDS = 60  # a reader that takes nothing for so long is cut off
-LINGER_SECONDS = 2  # for a client to read what it was told last, and for a request on its way when a stop begins
+LINGER_SECONDS = 2  # of silence from a client that was told its last, and for a request on its way when a stop begins
 SPARE_THREADS = 4
 SHORT_REQUESTS = (b"GET /health", b"GET /ready", b"HEAD /health", b"HEAD /ready")
 
+_method = re.compile(rb"[^\x00-\x20a-z\x7f-\xff]{0,20}( |\Z)")
 _content_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n")
+_expects_continue = re.compile(rb" http/1\.1\r\n(.*\r\n)?expect:[ \t]*100-continue[ \t]*\r\n", re.DOTALL)
+_chunk_size = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;.*)?", re.DOTALL)
 
 
 class ClientSocket(socket.socket):
@@ -77,14 +81,14 @@ class Connection:
     def __init__(self, sock: ClientSocket, client: Any, server: Any, deadline: float) -> None:
         self.sock, self.client, self.server = sock, client, server
         self.parser: Any = None
-        self.registered = False
-        self.lingering = False
+        self.lingers_until: float | None = None
         self.expect(b"", deadline)
 
     def expect(self, data: bytes, deadline: float) -> None:
         """Begin a request, of which `data` is here, and which is given up at `deadline`."""
         self.data = bytearray(data)
         self.deadline = deadline
+        self.searched = 0  # so far, no head ends in data
         self.end: int | None = None  # where the request ends in data, when that is known
         self.chunk: int | None = None  # where its next chunk begins
         self.body_bytes = 0
@@ -95,6 +99,7 @@ class Connection:
         """Tell whether a thread can take over: all is here, or enough to turn it down."""
         while self.data[:2] == b"\r\n":  # RFC 9112, section 2.2
             del self.data[:2]
+            self.searched = 0
         if self.end is None and self.chunk is None and not self._read_head():
             return False
         if self.chunk is not None and not self._read_chunks(self.chunk):
@@ -103,9 +108,9 @@ class Connection:
         return self.whole or self.sock.too_large or (self.end is None and self.chunk is None)
 
     def _read_head(self) -> bool:
-        head_end = self.data.find(b"\r\n\r\n")
+        head_end = self.data.find(b"\r\n\r\n", max(0, self.searched - 3))
         if head_end < 0:
-            return False
+            return self._is_no_head()
         head = bytes(self.data[: head_end + 2]).lower()
         body = head_end + 4
         if b"\r\ntransfer-encoding:" in head:
@@ -114,40 +119,54 @@ class Connection:
             length = _content_length.search(head)
             self.end = body + (int(length[1]) if length else 0)
             self.sock.too_large = self.end - body > MAX_BODY_BYTES
-        if b"\r\nexpect:" in head and len(self.data) == body and self.end != body and not self.sock.too_large:
+        if _expects_continue.search(head) and len(self.data) == body and self.end != body and not self.sock.too_large:
             self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 
+    def _is_no_head(self) -> bool:
+        """Tell whether what is here can't begin a request, so that there is nothing to wait for."""
+        new, self.searched = self.searched, len(self.data)
+        has_bare_lf = self.data.count(b"\n", new) > self.data.count(b"\r\n", max(0, new - 1))
+        return has_bare_lf or not _method.match(self.data[:21])
+
     def _read_chunks(self, chunk: int) -> bool:
         # RFC 9112, section 7.1; what is malformed is left to gunicorn, which says what is wrong with it
-        while (line_end := self.data.find(b"\r\n", chunk)) >= 0:
-            try:
-                size = int(bytes(self.data[chunk:line_end]).split(b";")[0].strip(), 16)
-            except ValueError:
+        while (line_end := self.data.find(b"\r\n", chunk, chunk + MAX_HEAD_BYTES)) >= 0:
+            size_line = _chunk_size.fullmatch(bytes(self.data[chunk:line_end]))
+            if size_line is None:
                 self.chunk = None
                 return True
+            size = int(size_line[1], 16)
             if size == 0:
-                trailer_end = self.data.find(b"\r\n\r\n", line_end)
+                trailer_end = self.data.find(b"\r\n\r\n", line_end, line_end + MAX_HEAD_BYTES)
                 if trailer_end < 0:
-                    break
+                    return self._has_endless_line(chunk)
                 self.end = trailer_end + 4
                 return True
             if self.body_bytes + size > MAX_BODY_BYTES:
                 self.sock.too_large = True
                 return False
             if len(self.data) < line_end + 4 + size:
-                break
+                return False
             self.body_bytes += size
             chunk = self.chunk = line_end + 4 + size
-        self.sock.too_large = len(self.data) > MAX_CHUNKED_BYTES
-        return False
+            if chunk > MAX_CHUNKED_BYTES:
+                self.sock.too_large = True
+                return False
+        return self._has_endless_line(chunk)
+
+    def _has_endless_line(self, chunk: int) -> bool:
+        if len(self.data) - chunk > MAX_HEAD_BYTES:
+            self.chunk = None
+        return self.chunk is None
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """One process: a loop that accepts and reads, threads that answer, and a few spare ones for /health and /ready."""
 
     def init_process(self) -> None:
-        """Run, until told to stop."""
+        """Run, until told to stop, or until the master is gone, however it ended."""
+        process.end_with_parent(signal.SIGTERM, self.ppid)
         self.spare = ThreadPoolExecutor(SPARE_THREADS)
         self.waiting: set[Connection] = set()
         self.next_look = 0.0
@@ -195,10 +214,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             sock = ClientSocket(fileno=sock.detach())
             sock.setblocking(False)
             self.nr_conns += 1
-            deadline = time.monotonic() + (self.cfg.keepalive if self.alive else LINGER_SECONDS)
-            connection = Connection(sock, client, listener.getsockname(), deadline)
+            connection = Connection(sock, client, listener.getsockname(), self.after(self.cfg.keepalive))
             self.wait(connection)
             self.read(connection)
+
+    def after(self, seconds: float) -> float:
+        """Give the deadline of what a client may take so many seconds for; in a worker that stops, fewer."""
+        return time.monotonic() + (seconds if self.alive else LINGER_SECONDS)
 
     def wait(self, connection: Connection) -> None:
         """Have `read` called when there is something to read."""
@@ -218,7 +240,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             received = b""
         if not received:
             self.drop(connection)
-        elif not connection.lingering:
+        elif connection.lingers_until is not None:
+            connection.deadline = min(connection.lingers_until, time.monotonic() + LINGER_SECONDS)
+        else:
             if not connection.data:
                 connection.deadline = min(connection.deadline, time.monotonic() + ARRIVAL_SECONDS)
             connection.data += received
@@ -267,7 +291,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.nr_conns -= 1
             connection.sock.close()
             return
-        connection.lingering = True
+        connection.lingers_until = self.after(ARRIVAL_SECONDS)
         connection.deadline = time.monotonic() + LINGER_SECONDS
         self.wait(connection)
 
@@ -278,7 +302,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         self.next_look = now + 0.25
         for connection in [waiting for waiting in self.waiting if waiting.deadline < now]:
-            if connection.data and not connection.lingering:
+            if connection.data and connection.lingers_until is None:
                 self.turn_down(connection, 408, "Request Timeout")
             else:
                 self.drop(connection)
@@ -299,17 +323,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             connection.parser.unreader.unread(bytes(connection.data))
             request = next(connection.parser)
             request._expected_100_continue = False  # was answered while the body was waited for
-            return bool(
-                self.handle_request(request, connection) and connection.whole and connection.parser.finish_body()
-            )
+            if not connection.whole:
+                request.force_close()
+            return bool(self.handle_request(request, connection)) and self.is_finished(connection)
         except BlockingIOError:  # gunicorn sees less in these bytes than there should be
             util.write_error(connection.sock, 400, "Bad Request", "")
         except (OSError, StopIteration, http.errors.NoMoreData) as exc:
             self.log.debug("the connection ended: %s", exc)
-        except (
-            Exception
-        ) as exc:  # gunicorn's own rule: whatever it is, the client gets an answer, and the log the cause
+        except Exception as exc:  # gunicorn's own rule: the client gets an answer, and the log the cause
             self.handle_error(request, connection.sock, connection.client, exc)
+        return False
+
+    def is_finished(self, connection: Connection) -> bool:
+        """Tell whether the request that was answered is well-formed to its end, where the next one begins."""
+        with contextlib.suppress(Exception):  # it is answered, so what is wrong with it is not worth a word
+            return connection.whole and bool(connection.parser.finish_body())
         return False
 
     def finish_request(self, connection: Connection, done: "Future[bool]") -> None:
@@ -319,6 +347,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             return
         rest = connection.parser.unreader.take_buffered()
         connection.sock.setblocking(False)
-        connection.expect(rest, time.monotonic() + (ARRIVAL_SECONDS if rest else self.cfg.keepalive))
+        connection.expect(rest, self.after(ARRIVAL_SECONDS if rest else self.cfg.keepalive))
         self.wait(connection)
         self.advance(connection)

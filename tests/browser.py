@@ -1,0 +1,95 @@
+"""Headless Chromium, driven by the W3C's WebDriver protocol over HTTP."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.services import free_port, wait_for
+
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a reference to one
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def is_installed() -> bool:
+    return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+class Browser:
+    """One window of a fresh profile."""
+
+    def __init__(self, profile: Path, width: int = 1280) -> None:
+        port = free_port()
+        self.driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
+        self.url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: requests.get(f"{self.url}/status", timeout=5).json()["value"]["ready"], what="chromedriver")
+        options = {
+            "binary": shutil.which("chromium"),
+            "args": [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},1200"],
+        }
+        logs = {"browser": "ALL", "performance": "ALL"}
+        wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
+        session = self._post(f"{self.url}/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"{self.url}/session/{session['sessionId']}"
+
+    def _post(self, url: str, body: dict[str, Any]) -> Any:
+        response = requests.post(url, json=body, timeout=60).json()["value"]
+        if isinstance(response, dict) and "error" in response:
+            raise LookupError(response["message"])
+        return response
+
+    def open(self, url: str) -> None:
+        self._post(f"{self.session}/url", {"url": url})
+
+    def find(self, css: str) -> str:
+        """Wait for an element that shows, and give its reference."""
+
+        def look() -> Any:
+            script = "return [...document.querySelectorAll(arguments[0])].find(e => e.offsetParent) || null"
+            found = self.run(script, css)
+            return found and found[ELEMENT]
+
+        reference: str = wait_for(look, what=css)
+        return reference
+
+    def click(self, css: str) -> None:
+        self.run("arguments[0].scrollIntoView({block: 'center'})", {ELEMENT: self.find(css)})
+        self._post(f"{self.session}/element/{self.find(css)}/click", {})
+
+    def type(self, css: str, text: str) -> None:
+        self._post(f"{self.session}/element/{self.find(css)}/value", {"text": text})
+
+    def text(self, css: str) -> str:
+        found: str = self.run("return arguments[0].innerText", {ELEMENT: self.find(css)})
+        return found
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self._post(f"{self.session}/execute/sync", {"script": script, "args": arguments})
+
+    def errors(self) -> list[str]:
+        """Give what the console complained of."""
+        entries = self._post(f"{self.session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def requested(self) -> list[str]:
+        """Give the addresses of all requests that were made."""
+        entries = self._post(f"{self.session}/se/log", {"type": "performance"})
+        events = [json.loads(entry["message"])["message"] for entry in entries]
+        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+
+    def close(self) -> None:
+        requests.delete(self.session, timeout=60)
+        self.driver.terminate()
+        self.driver.wait()

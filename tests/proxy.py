@@ -1,0 +1,79 @@
+"""A network that fails: a TCP proxy that passes connections on, cuts them, delays them, or swallows what they carry."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
+
+
+class Link:
+    """A client's connection and the one behind it."""
+
+    def __init__(self, proxy: "Proxy", client: socket.socket, server: socket.socket) -> None:
+        self.proxy, self.ends = proxy, (client, server)
+        self.dead = False
+        for source, target in ((client, server), (server, client)):
+            threading.Thread(target=self.pump, args=(source, target), daemon=True).start()
+
+    def pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self.dead = self.dead or self.proxy.swallows
+                if not self.dead:
+                    time.sleep(self.proxy.delay)
+                    target.sendall(data)
+        if not self.dead:
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+class Proxy:
+    """Listens on `port` of the loopback address; `target` is the path of a Unix socket, or a host and a port.
+
+    What it `swallows` is lost for good: a connection that lost a byte stays dead, and nobody is told. `delay` is in
+    seconds, for each piece of data.
+    """
+
+    def __init__(self, target: str | tuple[str, int]) -> None:
+        self.target = target
+        self.swallows = False
+        self.delay = 0.0
+        self.links: list[Link] = []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.socket(socket.AF_UNIX if isinstance(self.target, str) else socket.AF_INET)
+                try:
+                    server.connect(self.target)
+                except OSError:
+                    server.close()
+                    client.close()
+                else:
+                    self.links.append(Link(self, client, server))
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        links, self.links = self.links, []
+        for link in links:
+            link.reset()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+        self.cut()
