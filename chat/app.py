@@ -41,7 +41,7 @@ def create_app(settings: Settings) -> Flask:
     api = docs.configure(app, "Chat", "1.0.0", DESCRIPTION)
     fields.init_app(app, api)
     api.register_blueprint(routes.blueprint)
-    health.init_app(app, api, lambda: None if client.is_ready() else "The persistence service is not ready; try later.")
+    health.init_app(app, api, "The persistence service", client.is_ready, 1.7)
     docs.init_app(app, api)
 
     @app.errorhandler(ModelError)

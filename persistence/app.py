@@ -39,7 +39,7 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
     api.register_field(schemas.TimeField, "string", "date-time")
     api.register_blueprint(messages.blueprint)
     api.register_blueprint(chats.blueprint)
-    health.init_app(app, api, database.problem)
+    health.init_app(app, api, "The database", database.answers, 0.8)
     docs.init_app(app, api)
 
     @app.errorhandler(DatabaseUnavailableError)

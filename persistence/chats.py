@@ -7,19 +7,27 @@ from webargs.flaskparser import abort
 
 from persistence import listing, store
 from persistence.database import Database
-from persistence.messages import INVALID, LINK, UNAVAILABLE
-from persistence.schemas import ChatSchema, ChatsQuerySchema
+from persistence.messages import INVALID, UNAVAILABLE
+from persistence.schemas import MESSAGE, ChatSchema, ChatsQuerySchema
 from persistence.web.arguments import Blueprint, no_query, reject_fields
 from persistence.web.docs import fails
 
 blueprint = Blueprint("Chats", __name__, url_prefix="/chats", description="List and delete conversations.")
 
 NOT_FOUND = "There is no chat with this id."
+CHAT = {
+    "chat_id": MESSAGE["chat_id"],
+    "message_count": 2,
+    "first_sent_at": MESSAGE["sent_at"],
+    "last_sent_at": MESSAGE["sent_at"],
+    "title": MESSAGE["content"],
+}
+LINK = listing.document_link(f"/chats/?limit=50&after={CHAT['chat_id']}")
 
 
 @blueprint.route("/", methods=["GET"], strict_slashes=False)
 @blueprint.arguments(ChatsQuerySchema(), location="query")
-@blueprint.response(200, ChatSchema(many=True), description="The chats.", headers=LINK)
+@blueprint.response(200, ChatSchema(many=True), description="The chats.", headers=LINK, example=[CHAT])
 @fails({422: INVALID, 503: UNAVAILABLE})
 def list_chats(query: dict[str, Any]) -> Response:
     """List chats

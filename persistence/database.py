@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -33,7 +32,6 @@ IDLE_SECONDS = (
     1.0  # a connection that rested for longer is looked at before its use: its end may be gone without a word
 )
 WAIT_SECONDS = 4.0  # for a connection of the pool
-READY_SECONDS = 0.8  # the contract: /ready answers within 1 s
 SCHEMA_SECONDS = 600.0
 STREAM_BYTES = 64 * 1024
 RECONNECT_SECONDS = 2.0  # the pool then gives up, and begins anew with the next request, so its pauses never grow long
@@ -85,10 +83,6 @@ class Database:
             open=False,
         )
         self._probe: DeadlineConnection | None = None
-        self._looker = ThreadPoolExecutor(1, thread_name_prefix="ready")
-        self._look: Future[bool] | None = None
-        self._look_began = 0.0
-        self._look_lock = threading.Lock()
         self._migrated = threading.Event()
         self._closed = threading.Event()
 
@@ -101,7 +95,6 @@ class Database:
         """Close all connections."""
         self._closed.set()
         self._pool.close(timeout=1)
-        self._looker.shutdown()
         if self._probe is not None:
             self._probe.close()
 
@@ -195,23 +188,14 @@ class Database:
             self._pool.drain()
         self._pool.putconn(connection)
 
-    def problem(self) -> str | None:
-        """Look whether the database answers, for READY_SECONDS at most. Give None, or a sentence that says it does not.
+    def answers(self) -> bool:
+        """Tell whether the database does, on a connection of its own, since the pool's may all be at work.
 
-        The look has a connection of its own, since the pool's may all be at work, and those who ask meanwhile share it.
+        Takes 2 s at most. One thread at a time may call it.
         """
-        with self._look_lock:
-            if self._look is None or self._look.done():
-                self._look, self._look_began = self._looker.submit(self._answers), time.monotonic()
-            look, until = self._look, self._look_began + READY_SECONDS
-        try:
-            answers = self._migrated.is_set() and look.result(max(0.0, until - time.monotonic()))
-        except (TimeoutError, CancelledError):
-            answers = False
-        return None if answers else "The database does not answer; try again soon."
-
-    def _answers(self) -> bool:
-        deadline.begin(2 * READY_SECONDS)
+        if not self._migrated.is_set():
+            return False
+        deadline.begin(CONNECT_SECONDS)
         for _ in range(2):  # an idle connection may have died unnoticed
             fresh = self._probe is None or self._probe.closed
             try:

@@ -28,6 +28,16 @@ def link_next(query: Mapping[str, Any]) -> str:
     return f'<{request.path}?{urlencode(query)}>; rel="next"'
 
 
+def document_link(example: str) -> dict[str, Any]:
+    """Give what the OpenAPI document says of the Link header, with the address `example`."""
+    return {
+        "Link": {
+            "description": "While there is more: the next page's address, relative to this one (RFC 8288).",
+            "schema": {"type": "string", "example": f'<{example}>; rel="next"'},
+        }
+    }
+
+
 def no_content() -> Response:
     """Answer that it is done."""
     response = Response(status=204)

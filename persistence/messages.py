@@ -1,5 +1,6 @@
 """/messages/: HTTP in, HTTP out."""
 
+import json
 import uuid
 from typing import Any
 
@@ -20,17 +21,17 @@ NOT_FOUND = "There is no message with this id."
 UNAVAILABLE = ("The database is away: try again after `Retry-After` seconds.", "The database is away; try again soon.")
 INVALID = ("A field or parameter is wrong, unknown or missing.", "Correct and send again: role.")
 NEW_MESSAGE = {name: MESSAGE[name] for name in ("chat_id", "content", "role")}
-LOCATION = {"Location": {"description": "The message's own path.", "schema": {"type": "string"}}}
-LINK = {
-    "Link": {
-        "description": 'While there is more: the next page\'s address, as `</messages/?…>; rel="next"` (RFC 8288).',
-        "schema": {"type": "string"},
+LOCATION = {
+    "Location": {
+        "description": "The message's own path.",
+        "schema": {"type": "string", "example": f"/messages/{MESSAGE['message_id']}"},
     }
 }
+LINK = listing.document_link(f"/messages/?limit=50&after={MESSAGE['message_id']}")
 
 
 @blueprint.route("/", methods=["POST"], strict_slashes=False)
-@blueprint.arguments(NewMessageSchema(), example=NEW_MESSAGE)
+@blueprint.arguments(NewMessageSchema(), description="The message to store.", example=NEW_MESSAGE)
 @blueprint.response(201, MessageSchema, description="Stored.", headers=LOCATION, example=MESSAGE)
 @blueprint.alt_response(
     200,
@@ -73,6 +74,7 @@ def create_message(message: dict[str, Any]) -> Response:
     200,
     schema={"type": "string", "description": "One message a line, each as in the JSON array."},
     description="The messages.",
+    example=f"{json.dumps(MESSAGE)}\n",
     content_type=listing.NDJSON,
     success=True,
 )
@@ -90,12 +92,13 @@ def list_messages(query: dict[str, Any]) -> Response:
     media = listing.media_type()
     selection = _selection(database, query)
     if limit is None:
-        return exports.stream(store.copy_messages(database, selection, None), media)
+        return exports.stream(store.copy_messages(database, selection), media)
     page = store.select_messages(database, selection, limit, listing.SEPARATORS[media])
-    if page.is_whole:
+    if page.seqs is None:
         response = listing.page(page.text, media)
-    else:
-        response = exports.stream(store.copy_messages(database, selection, limit), media)
+    else:  # the same messages as in the page, whatever others have stored since
+        chosen = store.Selection(("seqs",), {"seqs": page.seqs}, selection.descending)
+        response = exports.stream(store.copy_messages(database, chosen), media)
     if page.has_more:
         response.headers["Link"] = listing.link_next(request.args.to_dict() | {"after": page.last_id})
     return response
@@ -129,7 +132,7 @@ def read_message(message_id: str) -> Response:
 
 
 @blueprint.route("/<uuid4:message_id>", methods=["PUT"], strict_slashes=False)
-@blueprint.arguments(MessageChangesSchema(), example={"rating": True})
+@blueprint.arguments(MessageChangesSchema(), description="What to change.", example={"rating": True})
 @blueprint.response(200, MessageSchema, description="The message as it is now.", example=MESSAGE | {"rating": True})
 @fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
 @no_query

@@ -10,7 +10,7 @@ from marshmallow.validate import OneOf
 from persistence.web.fields import BooleanField, LimitField, TextField, UUIDField
 
 RFC3339 = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?([Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]((?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2})(\.[0-9]{1,6})?([Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])?"
 )
 MESSAGE = {
     "message_id": "0b0d2f6e-3c51-4f0a-9a64-5f1a3c0f7e21",
@@ -116,17 +116,22 @@ class MessagesQuerySchema(ma.Schema):
 
     chat_id = chat_id("Only those of this conversation.")
     role = ma.fields.String(
-        validate=OneOf(["ai", "human"]), metadata={"description": "Only those written by an ai or a human."}
+        validate=OneOf(["ai", "human"]),
+        metadata={"description": "Only those written by an ai or a human.", "example": "human"},
     )
     rating = ma.fields.String(
-        validate=OneOf(["true", "false", "null"]), metadata={"description": "Only those rated so; null: not rated."}
+        validate=OneOf(["true", "false", "null"]),
+        metadata={"description": "Only those rated so; null: not rated.", "example": "true"},
     )
     since = sent_at("Only those sent at this time or later.")
     until = sent_at("Only those sent before this time.")
     order = ma.fields.String(
         validate=OneOf(["asc", "desc"]),
         load_default="asc",
-        metadata={"description": "asc: in the order in which they were stored; desc: the last one first."},
+        metadata={
+            "description": "asc: in the order in which they were stored; desc: the last one first.",
+            "example": "asc",
+        },
     )
     after = message_id("Only what follows this message in the same order.")
     limit = LimitField(

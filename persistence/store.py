@@ -21,16 +21,17 @@ FILTERS = {
     "until": "sent_at < %(until)s",
     "after": "seq > %(after)s",
     "before": "seq < %(after)s",
+    "seqs": "seq = ANY(%(seqs)s)",
 }
 
 
 class Page(NamedTuple):
-    """A page of messages: their JSON, separated; the last one's id; whether more follow; whether all fit in."""
+    """A page of messages: their JSON, separated; the last one's id; whether more follow; their places if too large."""
 
     text: str
     last_id: str | None
     has_more: bool
-    is_whole: bool
+    seqs: list[int] | None
 
 
 class Selection(NamedTuple):
@@ -112,15 +113,15 @@ def select_message_seq(database: Database, message_id: str) -> int | None:
 
 
 def select_messages(database: Database, selection: Selection, limit: int, separator: str) -> Page:
-    """Give the first `limit` messages of the selection."""
+    """Give the first `limit` messages of the selection, or where they are if they are too large for one text."""
     params = {**selection.values, "limit": limit, "separator": separator, "max_bytes": MAX_PAGE_BYTES}
-    text, last_id, has_more, is_whole = database.run(selection.statement("select_messages"), params)[0]
-    return Page(text or "", last_id, has_more, is_whole)
+    text, last_id, has_more, seqs = database.run(selection.statement("select_messages"), params)[0]
+    return Page(text or "", last_id, has_more, seqs)
 
 
-def copy_messages(database: Database, selection: Selection, limit: int | None) -> Generator[list[bytes], None, None]:
-    """Stream the messages of the selection in batches of JSON rows, each with its line break; None: no limit."""
-    return database.stream(selection.statement("copy_messages"), {**selection.values, "limit": limit})
+def copy_messages(database: Database, selection: Selection) -> Generator[list[bytes], None, None]:
+    """Stream the messages of the selection in batches of JSON rows, each with its line break."""
+    return database.stream(selection.statement("copy_messages"), selection.values)
 
 
 def select_chat_seq(database: Database, chat_id: str) -> int | None:

@@ -75,6 +75,14 @@ class Handler(DemoModelHandler):
         self.wfile.write(b"data: [DONE]\n\n")
         self.server.closing.wait(30)
 
+    def play_count(self, _argument: str) -> None:
+        """Another reply each time."""
+        self.server.may_answer.wait(30)
+        with self.server.lock:
+            self.server.replies += 1
+            text = f"reply number {self.server.replies}"
+        super().reply({"stream": True}, text.split(" "))
+
     def play_break(self, argument: str) -> None:
         """break [PIECES]: begin well, then cut the connection."""
         self.start_stream()
@@ -177,6 +185,7 @@ class FakeOpenAI(DemoModelServer):
         self.word_seconds = 0.0
         self.failures = 0
         self.failure_status = 500
+        self.replies = 0
         self.flooded = 0
         self.flood_ended = threading.Event()
         self.is_well = False

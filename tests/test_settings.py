@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,66 @@ import requests
 
 import chat.settings
 import persistence.settings
+from persistence.web.env import SettingsError
 from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 SECRET = "hunter2-very-secret"
 NOWHERE = "postgresql://user@127.0.0.1:1/nothing"
 
 
+UNSET = "(unset)"
+DEFAULTS: dict[str, dict[str, str]] = {"persistence": {"API_KEY": KEY, "DATABASE_URL": NOWHERE}, "chat": {}}
+LOAD: dict[str, Callable[[], object]] = {"persistence": persistence.settings.load, "chat": chat.settings.load}
+UNUSABLE = [
+    ("persistence", {"PORT": "no number"}, "PORT: 'no number' is not a whole number from 1 to 65535"),
+    ("persistence", {"PORT": "70000"}, "PORT: '70000' is not a whole number from 1 to 65535"),
+    ("persistence", {"THREADS": "-1"}, "THREADS: '-1' is not a whole number from 2 to 256"),
+    ("persistence", {"WEB_CONCURRENCY": "many"}, "WEB_CONCURRENCY: 'many' is not a whole number from 1 to 64"),
+    ("persistence", {"API_KEY": ""}, "API_KEY: there is no key in it"),
+    ("persistence", {"API_KEY": " \n "}, "API_KEY: there is no key in it"),
+    ("persistence", {"API_KEY": f"{SECRET} \u00e9"}, "API_KEY: a key may only hold printable ASCII characters"),
+    ("persistence", {"API_KEY": SECRET, "API_KEY_FILE": "key"}, "API_KEY: give it or API_KEY_FILE, not both"),
+    (
+        "persistence",
+        {"API_KEY": UNSET, "API_KEY_FILE": "missing"},
+        "API_KEY_FILE: missing can't be read: No such",
+    ),
+    ("persistence", {"API_KEY": UNSET, "API_KEY_FILE": "."}, "API_KEY_FILE: . can't be read: Is a directory"),
+    ("persistence", {"API_KEY": UNSET, "API_KEY_FILE": "binary"}, "API_KEY_FILE: binary is not a text in UTF-8"),
+    ("persistence", {"DATABASE_URL": f"mysql://u:{SECRET}@h/d"}, "DATABASE_URL: is no connection string or URL"),
+    ("persistence", {"DATABASE_URL": f"host=h password='{SECRET}"}, "DATABASE_URL: is no connection string or URL"),
+    (
+        "persistence",
+        {"DATABASE_URL": f"postgresql://u:{SECRET}@h:p/d"},
+        "DATABASE_URL: its port is no whole number",
+    ),
+    ("persistence", {"DB_PASSWORD": ""}, "DB_PASSWORD: is empty"),
+    ("persistence", {"DB_PASSWORD": SECRET, "DB_PASSWORD_FILE": "x"}, "DB_PASSWORD: give it or DB_PASSWORD_FILE"),
+    ("chat", {"PORT": "0"}, "PORT: '0' is not a whole number from 1 to 65535"),
+    ("chat", {"WEB_CONCURRENCY": "two"}, "WEB_CONCURRENCY: 'two' is not a whole number from 1 to 64"),
+    ("chat", {"API_BASE_URL": "app:8000"}, "API_BASE_URL: is no http or https URL"),
+    ("chat", {"API_BASE_URL": "http://"}, "API_BASE_URL: is no http or https URL"),
+    ("chat", {"OPENAI_BASE_URL": "http://host:port/v1"}, "OPENAI_BASE_URL: is no http or https URL"),
+    (
+        "chat",
+        {"OPENAI_API_KEY": SECRET, "OPENAI_API_KEY_FILE": "x"},
+        "OPENAI_API_KEY: give it or OPENAI_API_KEY_FILE",
+    ),
+    ("chat", {"OPENAI_API_KEY_FILE": "missing"}, "OPENAI_API_KEY_FILE: missing can't be read: No such"),
+    ("chat", {"OPENAI_API_KEY": f"{SECRET}\n2"}, "OPENAI_API_KEY: a key may only hold printable ASCII characters"),
+    ("chat", {"OPENAI_TIMEOUT": "soon"}, "OPENAI_TIMEOUT: 'soon' is not a number of seconds"),
+    ("chat", {"OPENAI_TIMEOUT": "nan"}, "OPENAI_TIMEOUT: 'nan' is not a number of seconds"),
+    ("chat", {"HISTORY_MESSAGES": "1.5"}, "HISTORY_MESSAGES: '1.5' is not a whole number"),
+    ("chat", {"HISTORY_CHARS": "-1"}, "HISTORY_CHARS: '-1' is not a whole number"),
+]
+
+
 def start(module: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a service that can't start, to its end."""
-    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PORT": str(free_port())}
-    if module == "persistence":
-        env |= {"API_KEY": KEY, "DATABASE_URL": NOWHERE}
+    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PORT": str(free_port())} | DEFAULTS[module]
     return subprocess.run(
         [sys.executable, "-m", module],
-        env={name: value for name, value in (env | settings).items() if value != "unset"},
+        env=env | settings,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -32,53 +79,33 @@ def start(module: str, folder: Path, **settings: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.parametrize(("module", "settings", "problem"), UNUSABLE)
+def test_an_unusable_setting_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, settings: dict[str, str], problem: str
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "binary").write_bytes(b"\xff\xfe")
+    for name, value in (DEFAULTS[module] | settings).items():
+        if value != UNSET:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        LOAD[module]()
+    assert str(caught.value).startswith(problem)
+    assert len(str(caught.value).splitlines()) == 1
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
 @pytest.mark.parametrize(
     ("module", "settings", "problem"),
     [
-        ("persistence", {"PORT": "no number"}, "PORT: 'no number' is not a whole number from 1 to 65535"),
-        ("persistence", {"PORT": "70000"}, "PORT: '70000' is not a whole number from 1 to 65535"),
-        ("persistence", {"THREADS": "-1"}, "THREADS: '-1' is not a whole number from 2 to 256"),
         ("persistence", {"WEB_CONCURRENCY": "many"}, "WEB_CONCURRENCY: 'many' is not a whole number from 1 to 64"),
-        ("persistence", {"API_KEY": ""}, "API_KEY: there is no key in it"),
-        ("persistence", {"API_KEY": " \n "}, "API_KEY: there is no key in it"),
-        ("persistence", {"API_KEY": f"{SECRET} \u00e9"}, "API_KEY: a key may only hold printable ASCII characters"),
-        ("persistence", {"API_KEY": SECRET, "API_KEY_FILE": "key"}, "API_KEY: give it or API_KEY_FILE, not both"),
-        (
-            "persistence",
-            {"API_KEY": "unset", "API_KEY_FILE": "missing"},
-            "API_KEY_FILE: missing can't be read: No such",
-        ),
-        ("persistence", {"API_KEY": "unset", "API_KEY_FILE": "."}, "API_KEY_FILE: . can't be read: Is a directory"),
-        ("persistence", {"API_KEY": "unset", "API_KEY_FILE": "binary"}, "API_KEY_FILE: binary is not a text in UTF-8"),
         ("persistence", {"DATABASE_URL": f"mysql://u:{SECRET}@h/d"}, "DATABASE_URL: is no connection string or URL"),
-        ("persistence", {"DATABASE_URL": f"host=h password='{SECRET}"}, "DATABASE_URL: is no connection string or URL"),
-        (
-            "persistence",
-            {"DATABASE_URL": f"postgresql://u:{SECRET}@h:p/d"},
-            "DATABASE_URL: its port is no whole number",
-        ),
-        ("persistence", {"DB_PASSWORD": ""}, "DB_PASSWORD: is empty"),
-        ("persistence", {"DB_PASSWORD": SECRET, "DB_PASSWORD_FILE": "x"}, "DB_PASSWORD: give it or DB_PASSWORD_FILE"),
-        ("chat", {"PORT": "0"}, "PORT: '0' is not a whole number from 1 to 65535"),
         ("chat", {"WEB_CONCURRENCY": "two"}, "WEB_CONCURRENCY: 'two' is not a whole number from 1 to 64"),
-        ("chat", {"API_BASE_URL": "app:8000"}, "API_BASE_URL: is no http or https URL"),
-        ("chat", {"API_BASE_URL": "http://"}, "API_BASE_URL: is no http or https URL"),
-        ("chat", {"OPENAI_BASE_URL": "http://host:port/v1"}, "OPENAI_BASE_URL: is no http or https URL"),
-        (
-            "chat",
-            {"OPENAI_API_KEY": SECRET, "OPENAI_API_KEY_FILE": "x"},
-            "OPENAI_API_KEY: give it or OPENAI_API_KEY_FILE",
-        ),
-        ("chat", {"OPENAI_API_KEY_FILE": "missing"}, "OPENAI_API_KEY_FILE: missing can't be read: No such"),
         ("chat", {"OPENAI_API_KEY": f"{SECRET}\n2"}, "OPENAI_API_KEY: a key may only hold printable ASCII characters"),
-        ("chat", {"OPENAI_TIMEOUT": "soon"}, "OPENAI_TIMEOUT: 'soon' is not a number of seconds"),
-        ("chat", {"OPENAI_TIMEOUT": "nan"}, "OPENAI_TIMEOUT: 'nan' is not a number of seconds"),
-        ("chat", {"HISTORY_MESSAGES": "1.5"}, "HISTORY_MESSAGES: '1.5' is not a whole number"),
-        ("chat", {"HISTORY_CHARS": "-1"}, "HISTORY_CHARS: '-1' is not a whole number"),
     ],
 )
 def test_an_unusable_setting_stops_the_start(folder: Path, module: str, settings: dict[str, str], problem: str) -> None:
-    (folder / "binary").write_bytes(b"\xff\xfe")
     stopped = start(module, folder, **settings)
     assert stopped.returncode == 1
     assert stopped.stdout == ""
@@ -142,6 +169,7 @@ def test_each_of_several_keys_opens(database_url: str, folder: Path) -> None:
         service.stop()
 
 
+@pytest.mark.slow
 def test_host_workers_and_threads_are_as_set(database_url: str, folder: Path) -> None:
     settings = {"DATABASE_URL": database_url, "API_KEY": KEY, "HOST": "127.0.0.2", "WEB_CONCURRENCY": 3, "THREADS": 2}
     service = Service("persistence", folder, wait=False, **settings)
@@ -172,6 +200,7 @@ def test_a_key_is_made_where_there_is_none(database_url: str, folder: Path) -> N
     assert list((folder / "secrets").iterdir()) == [folder / "secrets" / "api_key.txt"]
 
 
+@pytest.mark.slow
 def test_secrets_show_in_no_log_and_no_process_list(folder: Path) -> None:
     settings = {
         "DATABASE_URL": f"postgresql://user:{SECRET}-1@127.0.0.1:1/nothing",

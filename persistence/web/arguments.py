@@ -10,8 +10,10 @@ import marshmallow as ma
 from flask import Flask, Request, request
 from gunicorn.http.errors import ParseException
 from webargs.flaskparser import FlaskParser, abort
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 
 MAX_BODY_BYTES = 1024 * 1024
+MAX_NAMES, MAX_NAME_LENGTH = 20, 100  # of those that an error repeats: the caller chose how many, and how long
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -44,13 +46,16 @@ class StrictParser(FlaskParser):
         if req.mimetype != "application/json" or charset not in ("utf-8", "utf8") or "Content-Encoding" in req.headers:
             abort(415, message="Send the body as plain JSON in UTF-8, with the header Content-Type: application/json.")
         try:
-            return _decoder.decode(body.decode())
+            document = _decoder.decode(body.decode())
         except json.JSONDecodeError as exc:
             abort(
                 400, message=f"Send a body of valid JSON in UTF-8 (it breaks at line {exc.lineno}, column {exc.colno})."
             )
         except (ValueError, RecursionError):  # no UTF-8, a number of too many digits, a name given twice, deep nesting
             abort(400, message="Send a body of valid JSON in UTF-8, with each name once in an object.")
+        if not isinstance(document, dict):
+            abort(422, message="Send a JSON object.")
+        return document
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> Any:
         """Give the query's parameters by name, each at most once."""
@@ -60,13 +65,20 @@ class StrictParser(FlaskParser):
         return req.args.to_dict()
 
     def _on_validation_error(self, error: ma.ValidationError, *args: Any, **kwargs: Any) -> NoReturn:
-        errors = error.messages if isinstance(error.messages, dict) else {"_schema": error.messages}
-        reject_fields(errors)
+        reject_fields(error.normalized_messages())
 
 
 def init_app(app: Flask) -> None:
-    """Answer 413 to a body over MAX_BODY_BYTES, before any of it is read."""
+    """Answer 405 to a wrong method, and 413 to a body over MAX_BODY_BYTES, before any of it is read."""
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+
+    @app.before_request
+    def check_method() -> None:
+        # strict_slashes=False leaves one thing out: a wrong method on a path without its trailing slash would be a 404
+        if isinstance(request.routing_exception, NotFound):
+            methods = app.url_map.bind("").allowed_methods(f"{request.path}/")
+            if methods:
+                raise MethodNotAllowed(methods)
 
     @app.before_request
     def check_size() -> None:
@@ -79,9 +91,8 @@ def init_app(app: Flask) -> None:
 
 def reject_fields(errors: dict[str, Any]) -> NoReturn:
     """Abort with 422 and one sentence that names the fields; `errors` says what is wrong with each."""
-    if "_schema" in errors:
-        abort(422, message="Send a JSON object.", errors=errors)
-    abort(422, message=f"Correct and send again: {', '.join(map(str, errors))}.", errors=errors)
+    shown = {name[:MAX_NAME_LENGTH]: errors[name] for name in list(errors)[:MAX_NAMES]}
+    abort(422, message=f"Correct and send again: {', '.join(shown)}.", errors=shown)
 
 
 def no_query(view: Callable[..., Any]) -> Callable[..., Any]:

@@ -141,9 +141,16 @@ def _finish(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["headers"] = HEADERS
     del document["components"]["schemas"]["PaginationMetadata"]  # flask-smorest's, which nothing here has
     for path in document["paths"].values():
+        for parameter in path.get("parameters", []):
+            parameter["description"] = f"The {parameter['name'].removesuffix('_id')}'s id, a UUID of version 4."
         for operation in path.values():
             if not isinstance(operation, dict):
                 continue
+            for parameter in operation.get("parameters", []):
+                schema = parameter["schema"]
+                # Swagger UI would send an `example` as it is: right for a limit, wrong for a filter
+                if "example" in schema and schema["type"] != "integer":
+                    schema["examples"] = [schema.pop("example")]
             responses = operation["responses"]
             common = {500} if operation.get("security") == [] else {401, 500}
             if "requestBody" in operation:

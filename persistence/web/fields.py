@@ -9,6 +9,7 @@ from werkzeug.routing import BaseConverter
 
 from persistence.web.errors import ServiceApi
 
+EXAMPLE = "0b0d2f6e-3c51-4f0a-9a64-5f1a3c0f7e21"
 UUID4 = "[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-4[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}"
 
 
@@ -56,12 +57,14 @@ class BooleanField(ma.fields.Field[bool]):
 class LimitField(ma.fields.Field[int]):
     """A whole number in decimal digits, from 1 to `most`."""
 
+    pattern = re.compile("[0-9]{1,9}")
+
     def __init__(self, most: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.most = most
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
-        if not (value.isascii() and value.isdigit() and 1 <= int(value[:9]) <= self.most):
+        if not (self.pattern.fullmatch(value) and 1 <= int(value) <= self.most):
             raise ma.ValidationError(f"Must be a whole number from 1 to {self.most}.")
         return int(value)
 
@@ -80,7 +83,8 @@ def init_app(app: Flask, api: ServiceApi) -> None:
     """Make `uuid4` known to paths, and the fields to the OpenAPI document."""
     app.url_map.converters["uuid4"] = UUID4Converter
     app.url_map.merge_slashes = False  # it would redirect
-    api.register_converter(UUID4Converter, lambda _converter: {"type": "string", "format": "uuid", "pattern": UUID4})
+    path_schema = {"type": "string", "format": "uuid", "pattern": f"^{UUID4}$", "examples": [EXAMPLE]}
+    api.register_converter(UUID4Converter, lambda _converter: path_schema)
     api.register_field(UUIDField, "string", "uuid")
     api.register_field(TextField, "string", None)
     api.register_field(BooleanField, "boolean", None)

@@ -1,5 +1,6 @@
 """The look whether the port is free."""
 
+import errno
 import socket
 
 from persistence.web.env import SettingsError
@@ -18,4 +19,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
             probe.listen()
     except OSError as exc:
-        raise SettingsError(f"PORT: can't listen on {host}:{port}: {exc.strerror or exc}") from None
+        is_host = isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL
+        raise SettingsError(
+            f"{'HOST' if is_host else 'PORT'}: can't listen on {host}:{port}: {exc.strerror or exc}"
+        ) from None

@@ -33,7 +33,7 @@ LINGER_SECONDS = 2  # of silence from a client that was told its last, and for a
 SPARE_THREADS = 4
 SHORT_REQUESTS = (b"GET /health", b"GET /ready", b"HEAD /health", b"HEAD /ready")
 
-_method = re.compile(rb"[^\x00-\x20a-z\x7f-\xff]{0,20}( |\Z)")
+_begins_request = re.compile(rb"\r?\Z|[^\x00-\x20a-z\x7f-\xff]{1,20}( |\Z)")  # an empty line may come before its method
 _content_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n")
 _expects_continue = re.compile(rb" http/1\.1\r\n(.*\r\n)?expect:[ \t]*100-continue[ \t]*\r\n", re.DOTALL)
 _chunk_size = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;.*)?", re.DOTALL)
@@ -127,7 +127,7 @@ class Connection:
         """Tell whether what is here can't begin a request, so that there is nothing to wait for."""
         new, self.searched = self.searched, len(self.data)
         has_bare_lf = self.data.count(b"\n", new) > self.data.count(b"\r\n", max(0, new - 1))
-        return has_bare_lf or not _method.match(self.data[:21])
+        return has_bare_lf or not _begins_request.match(self.data[:21])
 
     def _read_chunks(self, chunk: int) -> bool:
         # RFC 9112, section 7.1; what is malformed is left to gunicorn, which says what is wrong with it

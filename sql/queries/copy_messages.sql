@@ -4,5 +4,4 @@ COPY (
     FROM messages
     WHERE {filters}
     ORDER BY seq {order}
-    LIMIT %(limit)s
 ) TO STDOUT (FORMAT csv, DELIMITER E'\x01', QUOTE E'\x02')

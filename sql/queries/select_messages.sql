@@ -1,13 +1,14 @@
--- Gives a page as one text of JSON, the id of its last message, whether more follow, and whether all of it is in the text.
--- The text stops at max_bytes of content; a larger page is to be streamed.
+-- Gives a page as one text of JSON, the id of its last message, and whether more follow.
+-- For a page of more than max_bytes of content, which is to be streamed, the places of its messages come instead.
 SELECT
     string_agg(message_json(message_id, chat_id, content, rating, sent_at, role), %(separator)s)
-        FILTER (WHERE place <= %(limit)s AND bytes <= %(max_bytes)s),
+        FILTER (WHERE place <= %(limit)s AND page_bytes <= %(max_bytes)s),
     max(message_id::text) FILTER (WHERE place = %(limit)s),
     count(*) > %(limit)s,
-    COALESCE(max(bytes) FILTER (WHERE place <= %(limit)s) <= %(max_bytes)s, TRUE)
+    array_agg(seq) FILTER (WHERE place <= %(limit)s AND page_bytes > %(max_bytes)s)
 FROM (
     SELECT
+        seq,
         message_id,
         chat_id,
         content,
@@ -15,7 +16,7 @@ FROM (
         sent_at,
         role,
         row_number() OVER () AS place,
-        sum(octet_length(content)) OVER (ROWS UNBOUNDED PRECEDING) AS bytes
+        sum(octet_length(content)) OVER () AS page_bytes
     FROM (
         SELECT *
         FROM messages
