@@ -55,7 +55,15 @@ data: {"message_id":"4d1f3c0a-…","chat_id":"7c9e6679-…","content":"Paris.",�
 )
 @blueprint.alt_response(
     200,
-    schema={"type": "string", "description": "`message`, then a `delta` for each piece, then `reply` or `error`."},
+    schema={
+        "type": "object",
+        "description": "One event: first `message`, then a `delta` for each piece, last `reply` or `error`.",
+        "properties": {
+            "event": {"type": "string", "enum": ["message", "delta", "reply", "error"], "description": "What it is."},
+            "data": {"type": "string", "description": "A message, the piece, or an error, as JSON on one line."},
+        },
+        "required": ["event", "data"],
+    },
     content_type=sse.MEDIA_TYPE,
     example=EVENTS,
     success=True,

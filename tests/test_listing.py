@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import requests
@@ -153,11 +154,8 @@ def test_a_link_keeps_the_filters(persistence: Service, chat: list[dict[str, Any
     }
     link = persistence.get("/messages/", params=params).headers["Link"]
     path, query = link.removesuffix('>; rel="next"').removeprefix("<").split("?")
-    asked = requests.Request("GET", f"http://x/{path}?{query}").prepare().url or ""
     assert path == "/messages/"
-    assert dict(requests.utils.unquote(pair).split("=") for pair in asked.split("?")[1].split("&")) == params | {
-        "after": chat[8]["message_id"]
-    }
+    assert dict(parse_qsl(query, strict_parsing=True)) == params | {"after": chat[8]["message_id"]}
 
 
 @pytest.mark.parametrize("params", [{}, {"limit": "5"}])

@@ -30,6 +30,7 @@ class RootLogger(Logger):  # type: ignore[misc]
         """Add no handlers of its own."""
         self.loglevel = self.error_log.getEffectiveLevel()
         self.error_log.setLevel("WARNING")
+        self.error_log.propagate = True
 
 
 class Server(BaseApplication):  # type: ignore[misc]
