@@ -29,7 +29,6 @@ class TurnSchema(ma.Schema):
         metadata={
             "description": "What to say: 1 character at least, any Unicode but NUL and lone surrogates.",
             "example": QUESTION["content"],
-            "minLength": 1,
         },
     )
     chat_id = UUIDField(

@@ -52,7 +52,7 @@ def chat_id(description: str, **kwargs: Any) -> UUIDField:
 def content(**kwargs: Any) -> TextField:
     """Make a field for the text of a message."""
     description = "The text: 1 character at least, any Unicode but NUL and lone surrogates."
-    return TextField(metadata={"description": description, "example": MESSAGE["content"], "minLength": 1}, **kwargs)
+    return TextField(metadata={"description": description, "example": MESSAGE["content"]}, **kwargs)
 
 
 def rating(**kwargs: Any) -> BooleanField:

@@ -136,6 +136,19 @@ def test_counts_are_exact_whatever_happens_at_once(persistence: Service) -> None
             assert chat["title"] == left[0]["content"]
 
 
+def test_the_last_messages_deleted_at_once_leave_no_chat(persistence: Service) -> None:
+    def delete(path: str) -> int:
+        return persistence.request("DELETE", path).status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(25):
+            chat_id = new_id()
+            paths = [f"/messages/{store(persistence, chat_id=chat_id)['message_id']}" for _ in range(4)]
+            assert set(pool.map(delete, paths)) == {204}
+            assert delete(f"/chats/{chat_id}") == 404
+            assert find(persistence, chat_id) is None
+
+
 def test_a_deleted_chat_is_gone(persistence: Service) -> None:
     chat_id, other = new_id(), store(persistence)
     messages = [store(persistence, chat_id=chat_id) for _ in range(3)]

@@ -18,6 +18,10 @@ class UUIDField(ma.fields.Field[str]):
 
     pattern = re.compile(UUID4)
 
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"pattern": f"^{UUID4}$", **self.metadata}
+
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str) or not self.pattern.fullmatch(value):
             raise ma.ValidationError("Not a UUID of version 4.")
@@ -26,6 +30,10 @@ class UUIDField(ma.fields.Field[str]):
 
 class TextField(ma.fields.Field[str]):
     """A string of one character at least that PostgreSQL and UTF-8 can hold."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.metadata = {"minLength": 1, "pattern": r"^[^\u0000]+$", **self.metadata}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> str:
         if not isinstance(value, str):
