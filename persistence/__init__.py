@@ -2,5 +2,5 @@
 
 import sys
 
-if sys.version_info < (3, 11):
+if sys.version_info < (3, 11):  # noqa: UP036  # says it in a line, where the code itself would not even load
     sys.exit("persistence: needs Python 3.11 or newer")
