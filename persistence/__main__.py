@@ -1,16 +1,20 @@
 """python -m persistence: settings, database, then gunicorn."""
 
 import contextlib
+import logging
 import os
 import secrets
 import sys
+from dataclasses import replace
 
 from persistence import settings as service_settings
 from persistence.embedded import EmbeddedPostgres
-from persistence.settings import API_KEY_FILE
+from persistence.settings import API_KEY_FILE, Settings
 from persistence.web import env, logs, process
 from persistence.web.env import SettingsError
 from persistence.web.port import check_port
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -37,7 +41,7 @@ def _run() -> None:
         conninfo = settings.database_url or (postgres.start() if postgres else "")
         sys.stderr.write(f"persistence: listening on http://{settings.host}:{settings.port}, see /docs there\n")
         server.serve(
-            lambda: create_app(settings, conninfo),
+            lambda: create_app(with_present_keys(settings), conninfo),
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
@@ -47,6 +51,18 @@ def _run() -> None:
     finally:
         if postgres is not None:
             postgres.stop()
+
+
+def with_present_keys(settings: Settings) -> Settings:
+    """Give the settings with the keys that are in the file now, or as they are where it can't be used.
+
+    Each worker asks at its start, so SIGHUP, at which gunicorn replaces its workers, takes up new keys with no outage.
+    """
+    try:
+        return replace(settings, api_keys=service_settings.load_keys())
+    except SettingsError as exc:
+        log.error("The API keys stay as they were: %s", exc)
+        return settings
 
 
 def make_api_key() -> None:

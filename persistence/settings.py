@@ -26,6 +26,11 @@ class Settings:
     threads: int = 8
 
 
+def load_keys() -> tuple[bytes, ...]:
+    """Read the keys that callers may use. Raises SettingsError."""
+    return auth.parse_keys(env.secret("API_KEY", API_KEY_FILE))
+
+
 def load() -> Settings:
     """Read the settings from the environment. Raises SettingsError."""
     database_url = env.text("DATABASE_URL", "") or None
@@ -40,7 +45,7 @@ def load() -> Settings:
     if db_password == "":
         raise SettingsError("DB_PASSWORD: is empty; unset it where the database asks for none")
     return Settings(
-        api_keys=auth.parse_keys(env.secret("API_KEY", API_KEY_FILE)),
+        api_keys=load_keys(),
         database_url=database_url,
         db_password=db_password,
         data_dir=Path(env.text("DATA_DIR", ".data")),

@@ -57,6 +57,7 @@ def persistence(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
     service = Service("persistence", folder, DATABASE_URL=database_url, API_KEY=f"{KEY}\n{OTHER_KEY}")
     yield service
     service.stop()
+    assert '"status": 500' not in service.text()
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,17 @@ def test_chunks_may_have_extensions_and_trailers(persistence: Service) -> None:
 
 
 @pytest.mark.parametrize(
-    "chunks", [b"-6\r\n", b"-5\r\nhello", b"zz\r\n", b"+5\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX0\r\n\r\n", b"\r\n"]
+    "chunks",
+    [
+        b"-6\r\n",
+        b"-5\r\nhello",
+        b"zz\r\n",
+        b"+5\r\n",
+        b"0x5\r\nhello\r\n",
+        b"5\r\nhelloXX0\r\n\r\n",
+        b"3\r\nabcdef\r\n0\r\n\r\n",
+        b"\r\n",
+    ],
 )
 def test_malformed_chunks_are_turned_down(persistence: Service, chunks: bytes) -> None:
     with connect(persistence) as connection:

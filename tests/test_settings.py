@@ -1,8 +1,10 @@
 """The settings of both services: what stops a start, and what never shows."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,3 +220,31 @@ def test_secrets_show_in_no_log_and_no_process_list(folder: Path) -> None:
     finally:
         service.stop()
     assert SECRET not in service.text()
+
+
+def test_keys_are_rotated_without_an_outage(database_url: str, folder: Path) -> None:
+    keys = folder / "keys"
+    keys.write_text(KEY)
+    service = Service("persistence", folder, DATABASE_URL=database_url, API_KEY_FILE=keys)
+    stop, statuses = threading.Event(), set()
+
+    def call() -> None:
+        while not stop.is_set():
+            statuses.add(requests.get(f"{service.url}/chats/", headers={"x-api-key": KEY}, timeout=10).status_code)
+
+    def accepts_new_key() -> bool:
+        # of each worker, since the kernel chooses one for every connection
+        headers = {"x-api-key": "new-key"}
+        return all(requests.get(f"{service.url}/chats/", headers=headers, timeout=10).ok for _ in range(20))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    try:
+        keys.write_text(f"{KEY}\nnew-key\n")
+        service.process.send_signal(signal.SIGHUP)
+        wait_for(accepts_new_key)
+    finally:
+        stop.set()
+        caller.join()
+        service.stop()
+    assert statuses == {200}

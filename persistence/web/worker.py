@@ -146,10 +146,14 @@ class Connection:
             if self.body_bytes + size > MAX_BODY_BYTES:
                 self.sock.too_large = True
                 return False
-            if len(self.data) < line_end + 4 + size:
+            end = line_end + 2 + size
+            if len(self.data) < end + 2:
                 return False
+            if self.data[end : end + 2] != b"\r\n":
+                self.chunk = None
+                return True
             self.body_bytes += size
-            chunk = self.chunk = line_end + 4 + size
+            chunk = self.chunk = end + 2
             if chunk > MAX_CHUNKED_BYTES:
                 self.sock.too_large = True
                 return False
