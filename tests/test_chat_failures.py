@@ -179,6 +179,7 @@ def test_a_reply_cut_for_its_length_is_kept(chat: Service, persistence: Service)
     assert stored(persistence, turn)[1]["content"] == "some text"
 
 
+@pytest.mark.slow
 def test_a_provider_that_is_not_there_is_a_502(folder: Path, chat_settings: Settings, persistence: Service) -> None:
     turn = new_turn("hello")
     own = {"OPENAI_BASE_URL": f"http://127.0.0.1:{free_port()}", "WEB_CONCURRENCY": 1}
@@ -189,6 +190,7 @@ def test_a_provider_that_is_not_there_is_a_502(folder: Path, chat_settings: Sett
     assert len(stored(persistence, turn)) == 1
 
 
+@pytest.mark.slow
 def test_without_a_key_for_openai_nothing_is_stored(
     folder: Path, chat: Service, chat_settings: Settings, persistence: Service
 ) -> None:
@@ -222,6 +224,7 @@ def lost(chat_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
         yield Lost(chat, port)
 
 
+@pytest.mark.slow
 def test_a_persistence_service_that_is_not_there_is_a_503(lost: Lost, model: FakeOpenAI) -> None:
     began = time.monotonic()
     with ThreadPoolExecutor() as pool:
@@ -399,6 +402,7 @@ def test_replies_are_stored_though_fifty_streams_are_hung_up(
         assert stored(persistence, turn)[1]["content"] == "piece 0 piece 1 piece 2 "
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_open_during_sigterm_is_finished(
     folder: Path, chat_settings: Settings, model: FakeOpenAI, persistence: Service
 ) -> None:

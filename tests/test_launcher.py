@@ -71,6 +71,7 @@ def say(system: Service, content: str, chat_id: str) -> str:
     return reply
 
 
+@pytest.mark.slow
 def test_it_works_from_one_command_and_keeps_what_was_said(start: Start, folder: Path) -> None:
     chat_id = str(uuid.uuid4())
     api_url = f"http://127.0.0.1:{free_port()}/"

@@ -61,6 +61,7 @@ def test_a_turn_can_be_taken(browser: Browser, chat: Service) -> None:
     assert outside(browser, chat) == []
 
 
+@pytest.mark.slow
 def test_the_key_is_kept_over_a_reload(browser: Browser, persistence: Service) -> None:
     browser.open(f"{persistence.url}/docs")
     authorize(browser)
@@ -68,6 +69,7 @@ def test_the_key_is_kept_over_a_reload(browser: Browser, persistence: Service) -
     assert browser.find("button.authorize.locked")
 
 
+@pytest.mark.slow
 def test_it_fits_a_phone(folder: Path, persistence: Service) -> None:
     browser = Browser(folder / "profile", width=500)
     try:
