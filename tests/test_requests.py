@@ -8,11 +8,13 @@ import pytest
 import requests
 
 from tests.messages import assert_error, new_id, new_message, store
-from tests.services import KEY, OTHER_KEY, Service
+from tests.services import KEY, OTHER_KEY, ROOT, Service
 
 JSON = {"Content-Type": "application/json"}
 MIB = 1024 * 1024
-SECRETS = re.compile(r'Traceback|File "|\bSELECT\b|\bINSERT\b|psycopg|site-packages|/work/|/home/|\.py\b')
+SECRETS = re.compile(
+    r'Traceback|File "|\bSELECT\b|\bINSERT\b|psycopg|site-packages|/home/|\.py\b|' + re.escape(str(ROOT))
+)
 UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 OPEN = ["/health", "/ready", "/docs", "/docs/swagger-ui.css", "/openapi.json"]
