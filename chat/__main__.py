@@ -28,6 +28,7 @@ def main() -> None:
         from persistence.web import server
 
         logs.configure("chat")
+        sys.stderr.write(f"chat: http://{settings.host}:{settings.port}/docs; the model is {settings.model_and_host}\n")
         server.serve(
             lambda: create_app(settings),
             host=settings.host,

@@ -120,12 +120,14 @@ def _check(parts: Mapping[str, "subprocess.Popen[bytes]"]) -> None:
 
 
 def _say_where(settings: Settings, chat_url: str, api_url: str, demo_model: bool) -> None:
-    model = f"{settings.openai_model} at {settings.openai_base_url}"
+    model = settings.model_and_host
     if settings.lacks_key:
         model += ", which needs a key in secrets/openai_api_key.txt or OPENAI_API_KEY"
+    own_database = f"a PostgreSQL of its own, in {os.environ.get('DATA_DIR') or '.data'}"
     lines = {
         "chat": f"{chat_url}/docs",
         "persistence": f"{api_url}/docs",
+        "database": "that of DATABASE_URL" if os.environ.get("DATABASE_URL") else own_database,
         "key": os.environ.get("API_KEY_FILE") or ("API_KEY" if "API_KEY" in os.environ else "secrets/api_key.txt"),
         "model": "a stand-in, which only repeats what it is told" if demo_model else model,
     }

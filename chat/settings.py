@@ -34,6 +34,11 @@ class Settings:
         """Tell whether the provider is OpenAI and there is no key for it."""
         return not self.openai_api_key and urlsplit(self.openai_base_url).hostname == "api.openai.com"
 
+    @property
+    def model_and_host(self) -> str:
+        """Give the model's name and where it is, for people to read; a URL could hold a password."""
+        return f"{self.openai_model} at {urlsplit(self.openai_base_url).hostname}"
+
 
 def load() -> Settings:
     """Read the settings from the environment. Raises SettingsError."""

@@ -39,7 +39,10 @@ def _run() -> None:
     postgres = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
     try:
         conninfo = settings.database_url or (postgres.start() if postgres else "")
-        sys.stderr.write(f"persistence: listening on http://{settings.host}:{settings.port}, see /docs there\n")
+        database = (
+            "that of DATABASE_URL" if settings.database_url else f"a PostgreSQL of its own, in {settings.data_dir}"
+        )
+        sys.stderr.write(f"persistence: http://{settings.host}:{settings.port}/docs; the database is {database}\n")
         server.serve(
             lambda: create_app(with_present_keys(settings), conninfo),
             host=settings.host,
