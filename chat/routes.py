@@ -64,6 +64,7 @@ data: {"message_id":"4d1f3c0a-…","chat_id":"7c9e6679-…","content":"Paris.",�
         },
         "required": ["event", "data"],
     },
+    description="Both sides, as they are stored. Go on with the `chat_id`; rate the reply by its `message_id`.",
     content_type=sse.MEDIA_TYPE,
     example=EVENTS,
     success=True,
