@@ -8,6 +8,7 @@ from chat import launcher
 from chat import settings as service_settings
 from persistence.web import logs, process
 from persistence.web.env import SettingsError
+from persistence.web.port import check_port
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
         from persistence.web import server
 
         logs.configure("chat")
+        check_port(settings.host, settings.port)
         sys.stderr.write(f"chat: http://{settings.host}:{settings.port}/docs; the model is {settings.model_and_host}\n")
         server.serve(
             lambda: create_app(settings),
