@@ -92,6 +92,10 @@ def serve(
         "keepalive": 75,
         "limit_request_line": 8190,
         "control_socket_disable": True,
+        "http_parser": "python",  # the one that is there, without a look for another at each request
+        "forwarded_allow_ips": "*",  # no look at who sends it,
+        "forwarder_headers": "",  # since nobody's word changes
+        "secure_scheme_headers": {},  # where the app thinks it is
         "sendfile": False,  # socket.sendfile refuses sockets that don't block
         "logger_class": RootLogger,
         "worker_exit": lambda arbiter, worker: on_worker_exit(worker.wsgi) if hasattr(worker, "wsgi") else None,

@@ -1,12 +1,14 @@
-"""gunicorn's threaded worker with a front of its own: a thread is given a request only when all of it has arrived.
+"""gunicorn's threaded worker with a front of its own: a thread answers a request only when all of it has arrived.
 
 gunicorn's threads read blockingly, so a few dozen slow clients could hold all of them; its stopping worker keeps its
-listening socket, so new connections hang; and it closes connections in its main loop, for up to 2 s each. Here the main
-loop reads, without blocking; threads do nothing but answer.
+listening socket, so new connections hang; it closes connections in its main loop, for up to 2 s each; and it hands each
+request from that loop to a thread and back, which costs as much as answering it. Here the threads wait for clients
+themselves, at one epoll, and read without blocking.
 """
 
 import contextlib
 import fcntl
+import functools
 import re
 import select
 import selectors
@@ -14,12 +16,14 @@ import signal
 import socket
 import struct
 import termios
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 from gunicorn import http, util
+from gunicorn.http import wsgi
 from gunicorn.workers.gthread import ThreadWorker
 
 from persistence.web import process
@@ -80,6 +84,7 @@ class Connection:
 
     def __init__(self, sock: ClientSocket, client: Any, server: Any, deadline: float) -> None:
         self.sock, self.client, self.server = sock, client, server
+        self.descriptor = sock.fileno()
         self.parser: Any = None
         self.lingers_until: float | None = None
         self.expect(b"", deadline)
@@ -119,7 +124,8 @@ class Connection:
             length = _content_length.search(head)
             self.end = body + (int(length[1]) if length else 0)
             self.sock.too_large = self.end - body > MAX_BODY_BYTES
-        if _expects_continue.search(head) and len(self.data) == body and self.end != body and not self.sock.too_large:
+        lacks_body = len(self.data) == body and self.end != body and not self.sock.too_large
+        if lacks_body and _expects_continue.search(head):
             self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 
@@ -165,15 +171,67 @@ class Connection:
         return self.chunk is None
 
 
+class Response(wsgi.Response):  # type: ignore[misc]  # gunicorn has no types
+    """gunicorn's response, whose head leaves in one packet with what follows it."""
+
+    head = b""
+    headers_sent: bool
+
+    def send_headers(self) -> None:
+        """Make the head, to be sent with the first piece of the body."""
+        if self.headers_sent:
+            return
+        major, minor = self.req.version
+        lines = [
+            f"HTTP/{major}.{minor} {self.status}",
+            f"Date: {_http_date(int(time.time()))}",
+            f"Connection: {'close' if self.should_close() else 'keep-alive'}",
+            *(["Transfer-Encoding: chunked"] if self.chunked else []),
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        self.head = "\r\n".join([*lines, "\r\n"]).encode("latin-1")
+        self.headers_sent = True
+
+    def close(self) -> None:
+        """Send what is left: the end of a chunked body, or a head that no body followed."""
+        self.send_headers()
+        if self.chunked or self.head:
+            self._emit_body(b"")
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.chunked:
+            data = b"%X\r\n%b\r\n" % (len(data), data)
+        head, self.head = self.head, b""
+        self.sock.sendall(head + data)
+
+
+@functools.lru_cache(1)
+def _http_date(second: int) -> str:
+    date: str = util.http_date(second)
+    return date
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """One process: a loop that accepts and reads, threads that answer, and a few spare ones for /health and /ready."""
+    """One process: the main thread accepts; all others wait for requests at one epoll, read them and answer them.
+
+    The kernel wakes one thread for what a client sends, so that nothing is handed from thread to thread. `threads` of
+    them may answer at a time, in the order of arrival; a few more always read on, and answer /health and /ready.
+    """
 
     def init_process(self) -> None:
         """Run, until told to stop, or until the master is gone, however it ended."""
         process.end_with_parent(signal.SIGTERM, self.ppid)
-        self.spare = ThreadPoolExecutor(SPARE_THREADS)
-        self.waiting: set[Connection] = set()
+        self.epoll = select.epoll()
+        self.connections: set[Connection] = set()
+        self.waiting: dict[int, Connection] = {}  # by file descriptor; who takes one out owns it
+        self.backlog: deque[Connection] = deque()  # whose request is there
+        self.permits: deque[None] = deque([None] * self.cfg.threads)  # to answer what may take long
+        self.thread_count = 0
         self.next_look = 0.0
+        # gunicorn looks at a dozen settings for each request, and at each in two steps; here they are attributes
+        self.settings = SimpleNamespace(**{name: setting.get() for name, setting in self.cfg.settings.items()})
+        self.settings.is_ssl = False
+        self.settings.forwarded_allow_networks = self.cfg.forwarded_allow_networks
         super().init_process()
 
     def init_signals(self) -> None:
@@ -184,22 +242,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Serve; then stop listening at once, and end when what had been read is answered."""
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        for _ in range(SPARE_THREADS):
+            self.add_thread()
         while self.alive and self.is_parent_alive():
             self.notify()
-            self.set_accept_enabled(self.nr_conns < self.worker_connections)
-            self.wait_for_and_dispatch_events(timeout=1.0)
+            self.set_accept_enabled(len(self.connections) < self.worker_connections)
+            self.wait_for_and_dispatch_events(timeout=1.0 if self._accepting else 0.1)
             self.expire()
         self.alive: bool = False
         self.stop_listening()
-        began = time.monotonic()
-        for connection in self.waiting:
-            connection.deadline = min(connection.deadline, began + LINGER_SECONDS)
-        while self.nr_conns > 0 and time.monotonic() < began + self.cfg.graceful_timeout:
+        end = time.monotonic() + self.cfg.graceful_timeout
+        while self.connections and time.monotonic() < end:
             self.notify()
             self.wait_for_and_dispatch_events(timeout=0.1)
             self.expire()
-        self.tpool.shutdown(wait=False)
-        self.spare.shutdown(wait=False)
 
     def stop_listening(self) -> None:
         """Take the connections that the kernel has accepted already, then refuse new ones."""
@@ -209,36 +265,68 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             listener.close()
 
     def accept(self, listener: Any) -> None:
-        """Take all new connections, and read what they have sent."""
-        while self.nr_conns < self.worker_connections or not self.alive:
+        """Take all new connections."""
+        while len(self.connections) < self.worker_connections or not self.alive:
             try:
                 sock, client = listener.accept()
             except OSError:  # there are no more, or this one has gone
                 return
             sock = ClientSocket(fileno=sock.detach())
             sock.setblocking(False)
-            self.nr_conns += 1
             connection = Connection(sock, client, listener.getsockname(), self.after(self.cfg.keepalive))
+            self.connections.add(connection)
+            self.epoll.register(sock, 0)
             self.wait(connection)
-            self.read(connection)
+
+    def expire(self) -> None:
+        """Close what has been waited for too long; looks a few times a second at most."""
+        now = time.monotonic()
+        if now < self.next_look:
+            return
+        self.next_look = now + 0.25
+        for descriptor, connection in list(self.waiting.items()):
+            if not self.alive:
+                connection.deadline = min(connection.deadline, now + LINGER_SECONDS)
+            if connection.deadline < now and self.waiting.pop(descriptor, None) is not None:
+                if connection.deadline >= now:  # it spoke just now
+                    self.wait(connection)
+                elif connection.data and connection.lingers_until is None:
+                    self.turn_down(connection, 408, "Request Timeout")
+                else:
+                    self.drop(connection)
+
+    def add_thread(self) -> None:
+        """Start one more thread, which lives as long as the process."""
+        self.thread_count += 1
+        threading.Thread(target=self.work, name=f"requests-{self.thread_count}", daemon=True).start()
+
+    def work(self) -> None:
+        """Wait for something to read, and do what it asks for; all that a thread ever does."""
+        while True:
+            for descriptor, _ in self.epoll.poll(maxevents=1):
+                connection = self.waiting.pop(descriptor, None)
+                if connection is not None:  # else it has just expired
+                    try:
+                        self.read(connection)
+                        self.answer()
+                    except Exception:  # whatever it is: without its threads, the process would go on and do nothing
+                        self.log.exception("A thread failed")
+
+    def wait(self, connection: Connection) -> None:
+        """Let a thread be woken when there is something to read."""
+        self.waiting[connection.descriptor] = connection
+        self.epoll.modify(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
 
     def after(self, seconds: float) -> float:
         """Give the deadline of what a client may take so many seconds for; in a worker that stops, fewer."""
         return time.monotonic() + (seconds if self.alive else LINGER_SECONDS)
 
-    def wait(self, connection: Connection) -> None:
-        """Have `read` called when there is something to read."""
-        self.poller.register(connection.sock, selectors.EVENT_READ, partial(self._readable, connection))
-        self.waiting.add(connection)
-
-    def _readable(self, connection: Connection, _sock: Any) -> None:
-        self.read(connection)
-
     def read(self, connection: Connection) -> None:
-        """Take what the client has sent; hand the request to a thread when it is there."""
+        """Take what the client has sent, and go on with it."""
         try:
-            received = connection.sock.recv(256 * 1024)
+            received = connection.sock.recv(64 * 1024)
         except BlockingIOError:
+            self.wait(connection)
             return
         except OSError:
             received = b""
@@ -246,42 +334,61 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.drop(connection)
         elif connection.lingers_until is not None:
             connection.deadline = min(connection.lingers_until, time.monotonic() + LINGER_SECONDS)
+            self.wait(connection)
         else:
             if not connection.data:
                 connection.deadline = min(connection.deadline, time.monotonic() + ARRIVAL_SECONDS)
             connection.data += received
-            self.advance(connection)
+            is_short = connection.data.startswith(SHORT_REQUESTS)
+            if self.advance(connection):
+                if is_short:
+                    self.respond(connection)
+                else:
+                    self.backlog.append(connection)
 
-    def advance(self, connection: Connection) -> None:
-        """Hand the request to a thread if it is there, and turn down what is not going to be one."""
+    def advance(self, connection: Connection) -> bool:
+        """Tell whether the request is there; if not, wait for the rest, or turn down what is not going to be one."""
         try:
-            ready = connection.is_ready()
+            if connection.is_ready():
+                connection.sock.arrived = time.monotonic()
+                return True
         except OSError:
             self.drop(connection)
-            return
-        if ready:
-            self.forget(connection)
-            self.enqueue_req(connection)
-        elif connection.end is None and connection.chunk is None and len(connection.data) > MAX_HEAD_BYTES:
+            return False
+        if connection.end is None and connection.chunk is None and len(connection.data) > MAX_HEAD_BYTES:
             self.turn_down(connection, 431, "Request Header Fields Too Large")
+        else:
+            self.wait(connection)
+        return False
+
+    def answer(self) -> None:
+        """Answer what is in the backlog, as far as there are permits; who returns one looks again."""
+        while self.backlog:
+            try:
+                self.permits.pop()
+            except IndexError:
+                return
+            if self.thread_count < self.cfg.threads - len(self.permits) + SPARE_THREADS:
+                self.add_thread()
+            connection = None
+            with contextlib.suppress(IndexError):  # another thread was faster
+                connection = self.backlog.popleft()
+            try:
+                if connection is not None:
+                    self.respond(connection)
+            finally:
+                self.permits.append(None)
 
     def turn_down(self, connection: Connection, status: int, reason: str) -> None:
         """Answer with a bare status, and close."""
         answer = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         with contextlib.suppress(OSError):
             connection.sock.send(answer.encode())
-        self.forget(connection)
         self.close(connection)
 
-    def forget(self, connection: Connection) -> None:
-        """Wait no longer for something to read."""
-        self.poller.unregister(connection.sock)
-        self.waiting.discard(connection)
-
     def drop(self, connection: Connection) -> None:
-        """Close at once a connection that is waited for."""
-        self.forget(connection)
-        self.nr_conns -= 1
+        """Close at once."""
+        self.connections.discard(connection)
         connection.sock.close()
 
     def close(self, connection: Connection) -> None:
@@ -292,44 +399,36 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             connection.sock.shutdown(socket.SHUT_WR)
         except OSError:  # it has gone, or was cut off already
-            self.nr_conns -= 1
-            connection.sock.close()
+            self.drop(connection)
             return
         connection.lingers_until = self.after(ARRIVAL_SECONDS)
         connection.deadline = time.monotonic() + LINGER_SECONDS
         self.wait(connection)
 
-    def expire(self) -> None:
-        """Close what has waited for too long; looks a few times a second at most."""
-        now = time.monotonic()
-        if now < self.next_look:
+    def respond(self, connection: Connection) -> None:
+        """Answer the request that is there; then wait for the next one, or close."""
+        if not self.handle(connection):
+            self.close(connection)
             return
-        self.next_look = now + 0.25
-        for connection in [waiting for waiting in self.waiting if waiting.deadline < now]:
-            if connection.data and connection.lingers_until is None:
-                self.turn_down(connection, 408, "Request Timeout")
-            else:
-                self.drop(connection)
-
-    def enqueue_req(self, connection: Connection) -> None:
-        """Hand a request to a thread."""
-        connection.sock.arrived = time.monotonic()
-        pool = self.spare if connection.data.startswith(SHORT_REQUESTS) else self.tpool
-        task = pool.submit(self.handle, connection)
-        task.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, connection, done))
+        rest = connection.parser.unreader.take_buffered()
+        connection.expect(rest, self.after(ARRIVAL_SECONDS if rest else self.cfg.keepalive))
+        if not rest:
+            self.wait(connection)
+        elif self.advance(connection):
+            self.backlog.append(connection)
 
     def handle(self, connection: Connection) -> bool:
-        """Answer a request, in a thread. True: the connection can be used again."""
+        """Answer a request. True: the connection can be used again."""
         request = None
         try:
             if connection.parser is None:
-                connection.parser = http.get_parser(self.cfg, connection.sock, connection.client)
+                connection.parser = http.get_parser(self.settings, connection.sock, connection.client)
             connection.parser.unreader.unread(bytes(connection.data))
             request = next(connection.parser)
             request._expected_100_continue = False  # was answered while the body was waited for
-            if not connection.whole:
+            if not connection.whole or not self.alive:
                 request.force_close()
-            return bool(self.handle_request(request, connection)) and self.is_finished(connection)
+            return self.handle_request(request, connection) and self.is_finished(connection)
         except BlockingIOError:  # gunicorn sees less in these bytes than there should be
             util.write_error(connection.sock, 400, "Bad Request", "")
         except (OSError, StopIteration, http.errors.NoMoreData) as exc:
@@ -338,19 +437,32 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.handle_error(request, connection.sock, connection.client, exc)
         return False
 
+    def handle_request(self, request: Any, connection: Connection) -> bool:
+        """Run the app. True: it is answered, and the connection may be used again."""
+        response, environ = wsgi.create(
+            request, connection.sock, connection.client, connection.server, self.settings, response_class=Response
+        )
+        environ["wsgi.multithread"] = True
+        body = self.wsgi(environ, response.start_response)
+        try:
+            for piece in body:
+                response.write(piece)
+            response.close()
+        except OSError:
+            raise
+        except Exception:  # whatever it is: a response that has begun can only be cut
+            if not response.headers_sent:
+                raise
+            self.log.exception("A response was cut")
+            return False
+        finally:
+            if hasattr(body, "close"):
+                body.close()
+        return not response.should_close()
+
     def is_finished(self, connection: Connection) -> bool:
         """Tell whether the request that was answered is well-formed to its end, where the next one begins."""
-        with contextlib.suppress(Exception):  # it is answered, so what is wrong with it is not worth a word
+        try:
             return connection.whole and bool(connection.parser.finish_body())
-        return False
-
-    def finish_request(self, connection: Connection, done: "Future[bool]") -> None:
-        """Take the connection back from its thread."""
-        if done.cancelled() or done.exception() or not done.result():
-            self.close(connection)
-            return
-        rest = connection.parser.unreader.take_buffered()
-        connection.sock.setblocking(False)
-        connection.expect(rest, self.after(ARRIVAL_SECONDS if rest else self.cfg.keepalive))
-        self.wait(connection)
-        self.advance(connection)
+        except Exception:  # it is answered, so what is wrong with it is not worth a word
+            return False
