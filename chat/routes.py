@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
-from flask import Response, current_app, g, request
+from flask import Response, current_app, request
 from flask.typing import ResponseReturnValue
 from webargs.flaskparser import abort
 
@@ -17,10 +17,11 @@ from chat.client import Caller, PersistenceClient, PersistenceError, pieces
 from chat.conversation import Conversations, Delta, ReplyLostError, Turn
 from chat.model import ModelError
 from chat.schemas import QUESTION, REPLY, AnswerSchema, ChatQuerySchema, MessageSchema, TurnSchema
-from persistence.web import errors
+from persistence.web import errors, logs
 from persistence.web.arguments import Blueprint, no_query
 from persistence.web.auth import presented_key
 from persistence.web.docs import fails
+from persistence.web.response import JsonResponse
 
 log = logging.getLogger(__name__)
 
@@ -96,12 +97,12 @@ def take_turn(turn_request: dict[str, Any]) -> Response:
     with contextlib.ExitStack() as held:
         held.callback(_take_place().release)
         turn = conversations.begin(_caller(), turn_request)
-        g.log_fields.update(turn.log_fields)
+        logs.current().fields.update(turn.log_fields)
         if turn_request["stream"]:
             headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             return Response(EventStream(turn, held.pop_all()), mimetype=sse.MEDIA_TYPE, headers=headers)
         stored = [event for event in turn.events() if not isinstance(event, Delta)]
-    return Response(f'{{"message":{turn.message},"reply":{stored[0].message}}}\n', mimetype="application/json")
+    return JsonResponse(f'{{"message":{turn.message},"reply":{stored[0].message}}}\n')
 
 
 def _take_place() -> threading.BoundedSemaphore:
@@ -221,4 +222,4 @@ def _beginning(body: Iterator[bytes]) -> bytes:
 
 
 def _caller() -> Caller:
-    return Caller(presented_key().decode("latin-1"), g.request_id)
+    return Caller(presented_key().decode("latin-1"), logs.current().request_id)

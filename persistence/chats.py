@@ -11,6 +11,7 @@ from persistence.messages import INVALID, UNAVAILABLE
 from persistence.schemas import MESSAGE, ChatSchema, ChatsQuerySchema
 from persistence.web.arguments import Blueprint, no_query, reject_fields
 from persistence.web.docs import fails
+from persistence.web.response import JsonResponse
 
 blueprint = Blueprint("Chats", __name__, url_prefix="/chats", description="List and delete conversations.")
 
@@ -40,7 +41,7 @@ def list_chats(query: dict[str, Any]) -> Response:
     if before is None:
         reject_fields({"after": [NOT_FOUND]})
     text, last_id = store.select_chats(database, before, query["limit"])
-    response = Response(f"{text}\n", mimetype="application/json")
+    response = JsonResponse(f"{text}\n")
     if last_id is not None:
         response.headers["Link"] = listing.link_next({"limit": query["limit"], "after": last_id})
     return response

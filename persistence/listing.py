@@ -8,6 +8,8 @@ from urllib.parse import urlencode
 from flask import Response, request
 from webargs.flaskparser import abort
 
+from persistence.web.response import JsonResponse
+
 JSON, NDJSON = "application/json", "application/x-ndjson"
 SEPARATORS = {JSON: ",\n", NDJSON: "\n"}
 
@@ -20,7 +22,7 @@ def media_type() -> str:
 def page(text: str, media: str) -> Response:
     """Answer with a page whose rows are in `text`, separated as SEPARATORS says."""
     body = f"[{text}]\n" if media == JSON else text and f"{text}\n"
-    return Response(body, mimetype=media, headers={"Vary": "Accept"})
+    return JsonResponse(body, mimetype=media, headers={"Vary": "Accept"})
 
 
 def link_next(query: Mapping[str, Any]) -> str:

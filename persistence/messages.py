@@ -12,6 +12,7 @@ from persistence.database import Database
 from persistence.schemas import MESSAGE, MessageChangesSchema, MessageSchema, MessagesQuerySchema, NewMessageSchema
 from persistence.web.arguments import Blueprint, no_query, reject_fields
 from persistence.web.docs import fails
+from persistence.web.response import JsonResponse
 
 blueprint = Blueprint(
     "Messages", __name__, url_prefix="/messages", description="Store, change, rate and list messages."
@@ -172,4 +173,4 @@ def delete_message(message_id: str) -> Response:
 
 def _message(text: str, status: int = 200, location: str | None = None) -> Response:
     headers = {"Location": f"/messages/{location}"} if location else None
-    return Response(f"{text}\n", status, headers, mimetype="application/json")
+    return JsonResponse(f"{text}\n", status, headers)

@@ -3,8 +3,9 @@
 from typing import Any
 
 import marshmallow as ma
+from flask import current_app, request
 from flask_smorest import Api
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, default_exceptions
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, default_exceptions
 
 MESSAGES = {
     400: "Send the request in well-formed HTTP.",
@@ -43,6 +44,10 @@ class ServiceApi(Api):  # type: ignore[misc]  # flask-smorest has no types
         """Turn an exception into the response's body, status and headers. A response inside it goes out as it is."""
         if error.response is not None:
             return error.response
+        if isinstance(error, NotFound) and error is request.routing_exception:
+            # strict_slashes=False leaves one thing out: a wrong method on a path without its trailing slash
+            methods = current_app.url_map.bind("").allowed_methods(f"{request.path}/")
+            error = MethodNotAllowed(methods) if methods else error
         code = error.code or 500
         data: dict[str, Any] = getattr(error, "data", None) or {}
         headers = dict(data.get("headers") or {})
