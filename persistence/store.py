@@ -31,7 +31,7 @@ class Page(NamedTuple):
     text: str
     last_id: str | None
     has_more: bool
-    seqs: list[int] | None
+    seqs: str | None
 
 
 class Selection(NamedTuple):
@@ -41,17 +41,18 @@ class Selection(NamedTuple):
     values: Mapping[str, Any]
     descending: bool
 
-    def statement(self, name: str) -> sql.Composed:
+    def statement(self, name: str) -> str:
         """Give the query `name` for these filters in this order."""
         return _compose(name, self.filters, self.descending)
 
 
 @functools.cache  # as many as there are sets of filters: a few hundred
-def _compose(name: str, filters: tuple[str, ...], descending: bool) -> sql.Composed:
+def _compose(name: str, filters: tuple[str, ...], descending: bool) -> str:
     conditions = [sql.SQL(FILTERS[filter_name]) for filter_name in filters] or [sql.SQL("TRUE")]
-    return sql.SQL(queries.get(name)).format(
+    composed = sql.SQL(queries.get(name)).format(
         filters=sql.SQL("\n            AND ").join(conditions), order=sql.SQL("DESC" if descending else "ASC")
     )
+    return composed.as_string()
 
 
 def insert_message(database: Database, message: Mapping[str, Any]) -> str | None:
@@ -63,7 +64,7 @@ def insert_message(database: Database, message: Mapping[str, Any]) -> str | None
 def select_stored_message(database: Database, message: Mapping[str, Any]) -> tuple[str, bool] | None:
     """Give the stored message with this message_id as JSON, and whether it is the same; None where there is none."""
     rows = database.run(queries.get("select_stored_message"), message)
-    return (rows[0][0], rows[0][1]) if rows else None
+    return (cast(str, rows[0][0]), rows[0][1] == "t") if rows else None
 
 
 def select_message(database: Database, message_id: str) -> str | None:
@@ -85,7 +86,7 @@ def select_differences(database: Database, message_id: str, changes: Mapping[str
     """Give the names of the fields of `changes` that never change and differ; None where there is no such message."""
     rows = database.run(queries.get("select_differences"), _fields(message_id, changes))
     return (
-        [name for name, differs in zip(("chat_id", "role", "sent_at"), rows[0], strict=True) if differs]
+        [name for name, differs in zip(("chat_id", "role", "sent_at"), rows[0], strict=True) if differs == "t"]
         if rows
         else None
     )
@@ -103,20 +104,20 @@ def delete_message(database: Database, message_id: str) -> bool:
 
 def delete_chat(database: Database, chat_id: str) -> int:
     """Delete a chat's messages, and give how many there were."""
-    return cast(int, database.run(queries.get("delete_chat"), {"chat_id": chat_id}, repeatable=False)[0][0])
+    return int(database.run(queries.get("delete_chat"), {"chat_id": chat_id}, repeatable=False)[0][0] or 0)
 
 
 def select_message_seq(database: Database, message_id: str) -> int | None:
     """Give the message's place in the order in which they were stored, or None."""
     rows = database.run(queries.get("select_message_seq"), {"message_id": message_id})
-    return cast(int, rows[0][0]) if rows else None
+    return int(cast(str, rows[0][0])) if rows else None
 
 
 def select_messages(database: Database, selection: Selection, limit: int, separator: str) -> Page:
     """Give the first `limit` messages of the selection, or where they are if they are too large for one text."""
     params = {**selection.values, "limit": limit, "separator": separator, "max_bytes": MAX_PAGE_BYTES}
     text, last_id, has_more, seqs = database.run(selection.statement("select_messages"), params)[0]
-    return Page(text or "", last_id, has_more, seqs)
+    return Page(text or "", last_id, has_more == "t", seqs)
 
 
 def copy_messages(database: Database, selection: Selection) -> Generator[list[bytes], None, None]:
@@ -127,11 +128,11 @@ def copy_messages(database: Database, selection: Selection) -> Generator[list[by
 def select_chat_seq(database: Database, chat_id: str) -> int | None:
     """Give the chat's place in the order of chats, or None."""
     rows = database.run(queries.get("select_chat_seq"), {"chat_id": chat_id})
-    return cast(int, rows[0][0]) if rows else None
+    return int(cast(str, rows[0][0])) if rows else None
 
 
 def select_chats(database: Database, before: int, limit: int) -> tuple[str, str | None]:
     """Give up to `limit` chats placed before that place, as a JSON array, and the last one's id if more follow."""
     rows = database.run(queries.get("select_chats"), {"before": before, "limit": limit})
     page = rows[:limit]
-    return "[" + ",".join(chat for chat, _ in page) + "]", page[-1][1] if len(rows) > limit else None
+    return "[" + ",".join(chat or "" for chat, _ in page) + "]", page[-1][1] if len(rows) > limit else None

@@ -167,7 +167,7 @@ def statements() -> dict[str, str]:
         "role": "'human'",
     }
     selection = store.Selection(("chat_id",), {}, True)
-    page = selection.statement("select_messages").as_string() % {
+    page = selection.statement("select_messages") % {
         "chat_id": f"{chat}::uuid",
         "limit": "50",
         "separator": "','",

@@ -147,7 +147,7 @@ def test_a_short_period_is_read_by_its_index(connection: psycopg.Connection[Any]
 def test_an_export_is_read_in_order(connection: psycopg.Connection[Any], name: str, most: int, order: str) -> None:
     values = {"seqs": list(range(100, 1100))}
     selection = store.Selection(("seqs",) if name == "seqs" else (), values, order == "desc")
-    copy = selection.statement("copy_messages").as_string(connection)
+    copy = selection.statement("copy_messages")
     query = re.sub(r"(?s).*?COPY \((.*)\) TO STDOUT.*", r"\1", copy)  # COPY itself can't be explained
     taken = explain(connection, query, values)
     assert rows_read(taken) == most
@@ -201,7 +201,7 @@ def test_a_plan_for_all_limits_is_not_worse(connection: psycopg.Connection[Any])
     """After five runs of a prepared statement, PostgreSQL may settle on one plan for all values."""
     selection = store.Selection(("chat_id",), {"chat_id": CHAT}, descending=False)
     params = {"chat_id": CHAT, "limit": LIMIT, "separator": ",", "max_bytes": store.MAX_PAGE_BYTES}
-    statement = psycopg.sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) {}").format(selection.statement("select_messages"))
+    statement = f"EXPLAIN (ANALYZE, FORMAT JSON) {selection.statement('select_messages')}"
     for _ in range(8):
         row = connection.execute(statement, params, prepare=True).fetchone()
         assert row
