@@ -13,9 +13,9 @@ from chat.settings import Settings
 
 
 class Delta(NamedTuple):
-    """A piece of the reply, as it came."""
+    """Pieces of the reply, one most often: those that came together."""
 
-    content: str
+    pieces: list[str]
 
 
 class Stored(NamedTuple):
@@ -89,13 +89,12 @@ class Turn:
         """
         if self._reply is not None:
             try:
-                for piece in self._reply.pieces():
-                    yield Delta(piece)
+                yield from map(Delta, self._reply.pieces())
             finally:
                 self._reply.close()
             self._stored = self._store(self._reply.text)
         elif self._stored is not None:
-            yield Delta(json.loads(self._stored)["content"])
+            yield Delta([json.loads(self._stored)["content"]])
         if self._stored is not None:
             yield Stored(self._stored)
 

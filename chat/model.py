@@ -34,10 +34,11 @@ class ModelError(Exception):
 class Reply:
     """One reply, piece by piece, from a stream that the provider has begun to send."""
 
-    def __init__(self, chunks: Iterator[dict[str, Any]]) -> None:
+    def __init__(self, chunks: Iterator[list[dict[str, Any]]]) -> None:
         self._chunks = chunks
         self._finish_reason: str | None = None
         self._size = 0
+        self._held = ""
         self.text = ""
         try:
             self._first = self._begin()
@@ -45,37 +46,51 @@ class Reply:
             self.close()
             raise
 
-    def pieces(self) -> Iterator[str]:
-        """Give the pieces as they come; afterwards, `text` has all of it.
+    def pieces(self) -> Iterator[list[str]]:
+        """Give the pieces as they come, those together that came together; afterwards, `text` has all of it.
 
         Raises ModelError where the stream breaks, or where the reply is unfinished, filtered, empty or too long.
         """
-        pieces, held = [], ""
+        pieces: list[str] = []
         try:
-            for chunk in itertools.chain([self._first], self._chunks):
-                piece, held = _whole_characters(held + self._content(chunk))
-                if piece:
-                    self._measure(piece)
-                    pieces.append(piece)
-                    yield piece
+            for chunks in itertools.chain([self._first], self._chunks):
+                together, failure = self._read(chunks)
+                if together:
+                    pieces += together
+                    yield together
+                if failure is not None:
+                    raise failure
         except ModelError:
             if self._finish_reason is None:
                 raise
-        if held:  # half an emoji, whose other half never came
+        if self._held:  # half an emoji, whose other half never came
             pieces.append("\ufffd")
-            yield "\ufffd"
+            yield ["\ufffd"]
         self.text = "".join(pieces)
         self._check()
+
+    def _read(self, chunks: list[dict[str, Any]]) -> tuple[list[str], ModelError | None]:
+        """Give the pieces in `chunks`, up to what is wrong with one of them."""
+        pieces = []
+        try:
+            for chunk in chunks:
+                piece, self._held = _whole_characters(self._held + self._content(chunk))
+                if piece:
+                    self._measure(piece)
+                    pieces.append(piece)
+        except ModelError as exc:
+            return pieces, exc
+        return pieces, None
 
     def close(self) -> None:
         """Let go of the stream."""
         self._chunks.close()  # type: ignore[attr-defined]  # a generator
 
-    def _begin(self) -> dict[str, Any]:
+    def _begin(self) -> list[dict[str, Any]]:
         first = next(self._chunks, None)
         if first is None:
             raise ModelError(502, "The model's provider sent an empty reply; try again, or see OPENAI_BASE_URL.")
-        self._content(first)  # may be an error
+        self._content(first[0])  # may be an error
         return first
 
     def _content(self, chunk: dict[str, Any]) -> str:
@@ -124,11 +139,12 @@ class Model:
         """Ask, and give the reply when the provider has begun to send it. Raises ModelError."""
         return Reply(self._stream(messages))
 
-    def _stream(self, messages: list[dict[str, str]]) -> Iterator[dict[str, Any]]:
+    def _stream(self, messages: list[dict[str, str]]) -> Iterator[list[dict[str, Any]]]:
+        body = {"model": self._settings.openai_model, "messages": messages, "stream": True}
         with self._client() as client, _our_errors(self._settings):
-            create = client.chat.completions.with_streaming_response.create
-            body: Any = {"model": self._settings.openai_model, "messages": messages, "stream": True}
-            with create(**body) as response:
+            # the package's own call without its typed objects, which cost more than twice the time of a whole turn
+            response = client.post("/chat/completions", body=body, cast_to=httpx2.Response, stream=True)
+            with contextlib.closing(response):
                 ends = "Transfer-Encoding" in response.headers or "Content-Length" in response.headers
                 yield from _chunks(response.iter_bytes(), ends)
 
@@ -168,30 +184,44 @@ def _no_retry_of_rate_limits(response: httpx2.Response) -> None:
         response.headers["x-should-retry"] = "false"  # the package obeys it
 
 
-def _chunks(stream: Iterator[bytes], ends: bool) -> Iterator[dict[str, Any]]:
-    """Give the JSON of each event; `ends`: the body has an end that is not that of the connection.
+def _chunks(stream: Iterator[bytes], ends: bool) -> Iterator[list[dict[str, Any]]]:
+    """Give the JSON of the events that came together; `ends`: the body has an end that is not that of the connection.
 
-    Parsed here: the package's objects cost more than twice the time of a whole turn.
+    None after [DONE], of which the end of the body may still follow, which frees the connection for the next turn.
     """
     rest = b""
     for data in stream:
         *lines, rest = (rest + data).split(b"\n")
         if len(rest) > MAX_LINE_BYTES:
             raise ModelError(502, "The model's reply is longer than a message may be (1 MiB); ask for a shorter one.")
-        for line in lines:
-            if not line.startswith(b"data:"):
-                continue
-            text = line[5:].decode("utf-8", "replace").strip()
-            if text == "[DONE]" and not ends:
-                return
-            if text in ("[DONE]", ""):
-                continue  # what follows is the end of the body, which frees the connection for the next turn
-            try:
-                chunk = json.loads(text)
-            except (ValueError, RecursionError):
-                raise ModelError(502, "The model's provider sent what is no JSON; see OPENAI_BASE_URL.") from None
-            if isinstance(chunk, dict):
-                yield chunk
+        chunks, is_done, failure = _parse(lines)
+        if chunks:
+            yield chunks
+        if failure is not None:
+            raise failure
+        if is_done and not ends:
+            return
+
+
+def _parse(lines: list[bytes]) -> tuple[list[dict[str, Any]], bool, ModelError | None]:
+    """Give the JSON of each event, whether the last one was [DONE], and what is wrong with one, if something is."""
+    chunks: list[dict[str, Any]] = []
+    is_done = False
+    for line in lines:
+        if not line.startswith(b"data:"):
+            continue
+        text = line[5:].decode("utf-8", "replace").strip()
+        is_done = text == "[DONE]"
+        if is_done or not text:
+            continue
+        try:
+            chunk = json.loads(text)
+        except (ValueError, RecursionError):
+            failure = ModelError(502, "The model's provider sent what is no JSON; see OPENAI_BASE_URL.")
+            return chunks, is_done, failure
+        if isinstance(chunk, dict):
+            chunks.append(chunk)
+    return chunks, is_done, None
 
 
 def _whole_characters(text: str) -> tuple[str, str]:

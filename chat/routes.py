@@ -138,7 +138,7 @@ class EventStream:
         try:
             for event in self._turn.events():
                 if isinstance(event, Delta):
-                    yield sse.encode("delta", {"content": event.content})
+                    yield b"".join(sse.encode("delta", {"content": piece}) for piece in event.pieces)
                 else:
                     yield sse.encode("reply", event.message)
         except (ModelError, ReplyLostError) as exc:
