@@ -259,8 +259,10 @@ def test_a_body_too_large_is_not_asked_for(persistence: Service) -> None:
         (b"GET /health HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
         (b"GET /health HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nTransfer-Encoding: odd\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nTransfer-Encoding: chunked, odd\r\n\r\n0\r\n\r\n", 400),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_what_is_no_http_is_turned_down_at_once(persistence: Service, request_bytes: bytes, status: int) -> None:
     with connect(persistence) as connection:

@@ -36,13 +36,14 @@ ARRIVAL_SECONDS = 20  # from a request's first byte to its last
 STALL_SECONDS = 60  # a reader that takes nothing for so long is cut off
 LINGER_SECONDS = 2  # of silence from a client that was told its last, and for a request on its way when a stop begins
 SPARE_THREADS = 4
-# A thread that waits for Python's lock wakes up this often to ask for it. With 500 streams a process and the usual 5 ms,
+# A thread that waits for Python's lock wakes up this often to ask for it. With 500 streams a process and the usual 5 ms
 # most of the time went into that; what threads do here is short, or lets the lock go by itself.
 SWITCH_SECONDS = 0.5
 SHORT_REQUESTS = (b"GET /health", b"GET /ready", b"HEAD /health", b"HEAD /ready")
 
 _begins_request = re.compile(rb"\r?\Z|[^\x00-\x20a-z\x7f-\xff]{1,20}( |\Z)")  # an empty line may come before its method
 _content_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n")
+_is_chunked = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked[ \t]*\r\n")
 _expects_continue = re.compile(rb" http/1\.1\r\n(.*\r\n)?expect:[ \t]*100-continue[ \t]*\r\n", re.DOTALL)
 _chunk_size = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;.*)?", re.DOTALL)
 
@@ -122,9 +123,9 @@ class Connection:
             return self._is_no_head()
         head = bytes(self.data[: head_end + 2]).lower()
         body = head_end + 4
-        if b"\r\ntransfer-encoding:" in head:
+        if _is_chunked.search(head):
             self.chunk = body
-        else:
+        elif b"\r\ntransfer-encoding:" not in head:  # with any other, gunicorn says what is wrong with it
             length = _content_length.search(head)
             self.end = body + (int(length[1]) if length else 0)
             self.sock.too_large = self.end - body > MAX_BODY_BYTES
@@ -434,7 +435,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             if not connection.whole or not self.alive:
                 request.force_close()
             return self.handle_request(request, connection) and self.is_finished(connection)
-        except BlockingIOError:  # gunicorn sees less in these bytes than there should be
+        except (
+            BlockingIOError,
+            http.errors.UnsupportedTransferCoding,
+        ):  # it sees less here than there should be, or 501
             util.write_error(connection.sock, 400, "Bad Request", "")
         except (OSError, StopIteration, http.errors.NoMoreData) as exc:
             self.log.debug("the connection ended: %s", exc)
