@@ -233,6 +233,7 @@ def test_a_database_that_says_nothing(postgres: Postgres, service: Service) -> N
 @pytest.mark.slow
 def test_many_ask_whether_a_silent_database_is_ready(postgres: Postgres, service: Service) -> None:
     answers: list[tuple[int, float]] = []
+    health: list[tuple[int, float]] = []
     with postgres.stopped():
         threads = [
             threading.Thread(
@@ -242,10 +243,13 @@ def test_many_ask_whether_a_silent_database_is_ready(postgres: Postgres, service
         ]
         for thread in threads:
             thread.start()
+        health += [seconds_of(lambda: requests.get(f"{service.url}/health", timeout=9)) for _ in range(4)]
         for thread in threads:
             thread.join()
     assert {status for status, _ in answers} == {503}
     assert max(seconds for _, seconds in answers) < 1.5
+    assert {status for status, _ in health} == {200}
+    assert max(seconds for _, seconds in health) < 0.5
 
 
 @pytest.mark.slow

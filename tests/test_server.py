@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ def status_of(response: bytes) -> int:
 
 def connect(service: Service) -> socket.socket:
     return socket.create_connection(("127.0.0.1", service.port), timeout=10)
+
+
+def reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
 
 
 def has_ended(connection: socket.socket) -> bool:
@@ -291,6 +296,49 @@ def test_chunks_that_are_too_large_together(persistence: Service) -> None:
         assert status_of(receive(connection)) == 413
 
 
+def test_chunks_that_are_too_many(persistence: Service) -> None:
+    chunks = b"1\r\nx\r\n" * 100_000  # each costs time, so that a few megabytes of them would hold a thread for long
+    with connect(persistence) as connection:
+        connection.sendall(post(chunks, "Transfer-Encoding: chunked"))
+        assert status_of(receive(connection)) == 413
+
+
+def test_a_length_of_many_digits_is_too_large(persistence: Service) -> None:
+    with connect(persistence) as connection:
+        connection.sendall(post(b"", f"Content-Length: {10**4000}"))
+        assert status_of(receive(connection)) == 413
+
+
+def test_clients_that_reset_at_once_harm_nobody(database_url: str, make_service: Callable[..., Service]) -> None:
+    service = make_service(database_url, WEB_CONCURRENCY=1)
+    worker_before = service.workers()
+    for _ in range(3000):
+        reset(connect(service))
+    for _ in range(1000):
+        connection = connect(service)
+        connection.sendall(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        reset(connection)
+    assert service.get("/ready").status_code == 200
+    assert service.workers() == worker_before
+    assert "failed" not in service.text()
+    descriptors = Path(f"/proc/{worker_before[0]}/fd")
+    wait_for(lambda: len(list(descriptors.iterdir())) < 40, what="the end of their connections")
+
+
+def test_who_reads_no_answers_gets_no_more_of_them(persistence: Service) -> None:
+    with socket.socket() as connection:
+        connection.settimeout(10)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", persistence.port))
+        received = b""
+        with suppress(ConnectionError):
+            connection.sendall(HEALTH * 20_000)
+        with suppress(ConnectionResetError):
+            while data := connection.recv(MIB):
+                received += data
+    assert 0 < received.count(b"HTTP/1.1 200") < 20_000
+
+
 def test_slow_clients_do_not_keep_others_waiting(persistence: Service) -> None:
     slow = [connect(persistence) for _ in range(50)]
     request = whole_post()
@@ -400,6 +448,21 @@ def test_a_stop_after_a_cut_export_waits_for_the_others(bulk_url: str, make_serv
             wait_for(lambda: service.process.poll() is not None, 3)
     assert calls.join() == [201]
     assert service.process.wait(10) == 0
+
+
+@pytest.mark.slow
+def test_an_export_with_no_framing_that_is_cut_is_reset(bulk_url: str, make_service: Callable[..., Service]) -> None:
+    service = make_service(bulk_url)
+    with connect(service) as reader, psycopg.connect(bulk_url, autocommit=True) as connection:
+        reader.sendall(b"GET /messages/ HTTP/1.0\r\nx-api-key: " + KEY.encode() + b"\r\n\r\n")
+        assert reader.recv(1000)
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE query LIKE '%COPY (%' AND pid <> pg_backend_pid() AND datname = current_database()"
+        )
+        with pytest.raises(ConnectionResetError):
+            while reader.recv(MIB):
+                pass
 
 
 @pytest.mark.slow
@@ -546,6 +609,5 @@ def test_a_reader_that_takes_a_little_is_waited_for(
         time.sleep(0.1)  # a slow reader
     assert failures == []
     assert sender.is_alive()
-    reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    reader.close()
+    reset(reader)
     sender.join()

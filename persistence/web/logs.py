@@ -30,7 +30,7 @@ class RequestLog:
         """Write the line: the request is over."""
         self.fields["duration_ms"] = round((time.monotonic() - self.arrived) * 1000, 1)
         # past the logging module, which takes longer over it than all else that a request's log costs
-        sys.stdout.write(_line(time.time(), "info", self.request_id, self.fields))
+        sys.stdout.buffer.write(_line(time.time(), "info", self.request_id, self.fields).encode())
         sys.stdout.flush()
 
 

@@ -7,6 +7,7 @@ themselves, at one epoll, and read without blocking.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import re
@@ -31,20 +32,23 @@ from persistence.web import process
 from persistence.web.arguments import MAX_BODY_BYTES
 
 MAX_HEAD_BYTES = 64 * 1024
-MAX_CHUNKED_BYTES = 8 * MAX_BODY_BYTES  # as it is sent, with the sizes of its chunks
+MAX_FRAMING_BYTES = 256 * 1024  # of a chunked request, all but its content: each chunk costs time, however short it is
 ARRIVAL_SECONDS = 20  # from a request's first byte to its last
 STALL_SECONDS = 60  # a reader that takes nothing for so long is cut off
+PAUSE_SECONDS = 0.25  # where no more connections can be accepted, though they come
 LINGER_SECONDS = 2  # of silence from a client that was told its last, and for a request on its way when a stop begins
-SPARE_THREADS = 4
+SPARE_THREADS = 4  # which wait for something to read, however many answer
+MAX_SHORT_REQUESTS = 32  # that are answered at a time, beside the others
+MAX_UNREAD_BYTES = 64 * 1024  # of answers; who reads no more of them gets no answer to what he sent in advance
 # A thread that waits for Python's lock wakes up this often to ask for it. With 500 streams a process and the usual 5 ms
 # most of the time went into that; what threads do here is short, or lets the lock go by itself.
-SWITCH_SECONDS = 0.5
+SWITCH_SECONDS = 0.1
 SHORT_REQUESTS = (b"GET /health", b"GET /ready", b"HEAD /health", b"HEAD /ready")
 
 _begins_request = re.compile(rb"\r?\Z|[^\x00-\x20a-z\x7f-\xff]{1,20}( |\Z)")  # an empty line may come before its method
-_content_length = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n")
+_content_length = re.compile(rb"\r\ncontent-length:[ \t]*0*([0-9]+)[ \t]*\r\n")
 _is_chunked = re.compile(rb"\r\ntransfer-encoding:[^\r\n]*chunked[ \t]*\r\n")
-_expects_continue = re.compile(rb" http/1\.1\r\n(.*\r\n)?expect:[ \t]*100-continue[ \t]*\r\n", re.DOTALL)
+_expects_continue = re.compile(rb"[^\r\n]* http/1\.1\r\n(.*\r\n)?expect:[ \t]*100-continue[ \t]*\r\n", re.DOTALL)
 _chunk_size = re.compile(rb"([0-9A-Fa-f]+)[ \t]*(;.*)?", re.DOTALL)
 
 
@@ -67,21 +71,37 @@ class ClientSocket(socket.socket):
         # a socket counts as writable only when a third of its buffer is free, so a slow reader's progress is looked up
         writable = select.poll()
         writable.register(self, select.POLLOUT)
-        unsent, moved = self._unsent(), time.monotonic()
+        unsent, moved = self.unsent(), time.monotonic()
         while not writable.poll(1000):
             now, before = time.monotonic(), unsent
-            unsent = self._unsent()
+            unsent = self.unsent()
             if unsent < before:
                 moved = now
             elif now - moved > STALL_SECONDS:
                 raise TimeoutError(f"the reader took nothing for {STALL_SECONDS} s")
 
-    def _unsent(self) -> int:
-        try:  # SIOCOUTQ, tcp(7): what the reader has not acknowledged
+    def unsent(self) -> int:
+        """Give how many bytes the reader has not acknowledged (SIOCOUTQ, tcp(7))."""
+        try:
             count: int = struct.unpack("i", fcntl.ioctl(self, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
         except OSError:
             return 0
         return count
+
+
+class Source:
+    """What has arrived, for gunicorn's parser, which takes it in pieces, as from a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.given = data, 0
+
+    def recv(self, size: int) -> bytes:
+        """Give the next bytes. Raises BlockingIOError where there are none."""
+        piece = self.data[self.given : self.given + size]
+        if not piece:
+            raise BlockingIOError
+        self.given += len(piece)
+        return piece
 
 
 class Connection:
@@ -91,6 +111,7 @@ class Connection:
         self.sock, self.client, self.server = sock, client, server
         self.descriptor = sock.fileno()
         self.parser: Any = None
+        self.source = Source(b"")
         self.lingers_until: float | None = None
         self.expect(b"", deadline)
 
@@ -104,6 +125,12 @@ class Connection:
         self.body_bytes = 0
         self.whole = False
         self.sock.too_large = False
+
+    def reset(self) -> None:
+        """End the connection so that its client sees that something is missing."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # socket(7)
+        self.sock.close()
 
     def is_ready(self) -> bool:
         """Tell whether a thread can take over: all is here, or enough to turn it down."""
@@ -127,10 +154,10 @@ class Connection:
             self.chunk = body
         elif b"\r\ntransfer-encoding:" not in head:  # with any other, gunicorn says what is wrong with it
             length = _content_length.search(head)
-            self.end = body + (int(length[1]) if length else 0)
+            self.end = body + (int(length[1][:18]) if length else 0)  # as many digits as are surely too large
             self.sock.too_large = self.end - body > MAX_BODY_BYTES
         lacks_body = len(self.data) == body and self.end != body and not self.sock.too_large
-        if lacks_body and _expects_continue.search(head):
+        if lacks_body and _expects_continue.match(head):
             self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         return True
 
@@ -165,7 +192,7 @@ class Connection:
                 return True
             self.body_bytes += size
             chunk = self.chunk = end + 2
-            if chunk > MAX_CHUNKED_BYTES:
+            if chunk - self.body_bytes > MAX_FRAMING_BYTES:
                 self.sock.too_large = True
                 return False
         return self._has_endless_line(chunk)
@@ -231,9 +258,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         self.connections: set[Connection] = set()
         self.waiting: dict[int, Connection] = {}  # by file descriptor; who takes one out owns it
         self.backlog: deque[Connection] = deque()  # whose request is there
+        self.busy: deque[None] = deque()  # as many as there are threads that answer
         self.permits: deque[None] = deque([None] * self.cfg.threads)  # to answer what may take long
         self.thread_count = 0
-        self.next_look = 0.0
+        self.next_look = self.accepts_again = 0.0
         # gunicorn looks at a dozen settings for each request, and at each in two steps; here they are attributes
         self.settings = SimpleNamespace(**{name: setting.get() for name, setting in self.cfg.settings.items()})
         self.settings.is_ssl = False
@@ -252,7 +280,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self.add_thread()
         while self.alive and self.is_parent_alive():
             self.notify()
-            self.set_accept_enabled(len(self.connections) < self.worker_connections)
+            is_full = len(self.connections) >= self.worker_connections
+            self.set_accept_enabled(not is_full and time.monotonic() >= self.accepts_again)
             self.wait_for_and_dispatch_events(timeout=1.0 if self._accepting else 0.1)
             self.expire()
         self.alive: bool = False
@@ -275,14 +304,16 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         while len(self.connections) < self.worker_connections or not self.alive:
             try:
                 sock, client = listener.accept()
-            except OSError:  # there are no more, or this one has gone
+            except OSError as exc:  # there are no more, or this one has gone, or there is no room for it
+                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self.accepts_again = time.monotonic() + PAUSE_SECONDS
                 return
             sock = ClientSocket(fileno=sock.detach())
             sock.setblocking(False)
             connection = Connection(sock, client, listener.getsockname(), self.after(self.cfg.keepalive))
             self.connections.add(connection)
-            self.epoll.register(sock, 0)
-            self.wait(connection)
+            self.waiting[connection.descriptor] = connection
+            self.epoll.register(sock, select.EPOLLIN | select.EPOLLONESHOT)
 
     def expire(self) -> None:
         """Close what has been waited for too long; looks a few times a second at most."""
@@ -290,7 +321,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         if now < self.next_look:
             return
         self.next_look = now + 0.25
-        for descriptor, connection in list(self.waiting.items()):
+        for descriptor in list(self.waiting):
+            connection = self.waiting.get(descriptor)
+            if connection is None:
+                continue
             if not self.alive:
                 connection.deadline = min(connection.deadline, now + LINGER_SECONDS)
             if connection.deadline < now and self.waiting.pop(descriptor, None) is not None:
@@ -303,8 +337,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def add_thread(self) -> None:
         """Start one more thread, which lives as long as the process."""
-        self.thread_count += 1
         threading.Thread(target=self.work, name=f"requests-{self.thread_count}", daemon=True).start()
+        self.thread_count += 1
 
     def work(self) -> None:
         """Wait for something to read, and do what it asks for; all that a thread ever does."""
@@ -321,7 +355,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def wait(self, connection: Connection) -> None:
         """Let a thread be woken when there is something to read."""
         self.waiting[connection.descriptor] = connection
-        self.epoll.modify(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
+        with contextlib.suppress(OSError):  # it has just expired
+            self.epoll.modify(connection.descriptor, select.EPOLLIN | select.EPOLLONESHOT)
 
     def after(self, seconds: float) -> float:
         """Give the deadline of what a client may take so many seconds for; in a worker that stops, fewer."""
@@ -342,8 +377,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             connection.deadline = min(connection.lingers_until, time.monotonic() + LINGER_SECONDS)
             self.wait(connection)
         else:
-            if not connection.data:
-                connection.deadline = min(connection.deadline, time.monotonic() + ARRIVAL_SECONDS)
+            if not connection.data and received.strip(b"\r\n"):
+                connection.deadline = self.after(ARRIVAL_SECONDS)
             connection.data += received
             is_short = connection.data.startswith(SHORT_REQUESTS)
             if self.advance(connection):
@@ -374,8 +409,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 self.permits.pop()
             except IndexError:
                 return
-            if self.thread_count < self.cfg.threads - len(self.permits) + SPARE_THREADS:
-                self.add_thread()
             connection = None
             with contextlib.suppress(IndexError):  # another thread was faster
                 connection = self.backlog.popleft()
@@ -413,13 +446,30 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def respond(self, connection: Connection) -> None:
         """Answer the request that is there; then wait for the next one, or close."""
-        if not self.handle(connection):
-            self.close(connection)
-            return
-        rest = connection.parser.unreader.take_buffered()
+        self.busy.append(None)
+        try:
+            if self.thread_count < min(len(self.busy), self.cfg.threads + MAX_SHORT_REQUESTS) + SPARE_THREADS:
+                with contextlib.suppress(RuntimeError):  # there can be no more
+                    self.add_thread()
+            if self.handle(connection):
+                self.go_on(connection)
+            else:
+                self.close(connection)
+        except Exception:  # whatever it is: the others in the backlog must not wait for ever
+            self.log.exception("A connection failed")
+            self.drop(connection)
+        finally:
+            self.busy.pop()
+
+    def go_on(self, connection: Connection) -> None:
+        """Wait for the next request, or put it in the backlog, if it has come with the one before."""
+        source = connection.source
+        rest = connection.parser.unreader.take_buffered() + source.data[source.given :]
         connection.expect(rest, self.after(ARRIVAL_SECONDS if rest else self.cfg.keepalive))
         if not rest:
             self.wait(connection)
+        elif connection.sock.unsent() > MAX_UNREAD_BYTES:
+            self.close(connection)
         elif self.advance(connection):
             self.backlog.append(connection)
 
@@ -427,9 +477,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         """Answer a request. True: the connection can be used again."""
         request = None
         try:
-            if connection.parser is None:
-                connection.parser = http.get_parser(self.settings, connection.sock, connection.client)
-            connection.parser.unreader.unread(bytes(connection.data))
+            connection.source = Source(bytes(connection.data))
+            connection.parser = http.get_parser(self.settings, connection.source, connection.client)
             request = next(connection.parser)
             request._expected_100_continue = False  # was answered while the body was waited for
             if not connection.whole or not self.alive:
@@ -439,7 +488,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             BlockingIOError,
             http.errors.UnsupportedTransferCoding,
         ):  # it sees less here than there should be, or 501
-            util.write_error(connection.sock, 400, "Bad Request", "")
+            with contextlib.suppress(OSError):
+                util.write_error(connection.sock, 400, "Bad Request", "")
         except (OSError, StopIteration, http.errors.NoMoreData) as exc:
             self.log.debug("the connection ended: %s", exc)
         except Exception as exc:  # gunicorn's own rule: the client gets an answer, and the log the cause
@@ -457,10 +507,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             for piece in body:
                 response.write(piece)
             response.close()
-        except OSError:
-            raise
-        except Exception:  # whatever it is: a response that has begun can only be cut
+        except Exception as exc:  # whatever it is: a response that has begun can only be cut
             if not response.headers_sent:
+                raise
+            if not response.chunked:  # with no chunks, a proper end would make a whole of it
+                connection.reset()
+            if isinstance(exc, OSError):
                 raise
             self.log.exception("A response was cut")
             return False
