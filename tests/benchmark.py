@@ -99,7 +99,9 @@ def measure_requests(table: Table, works: list[Work], limits: dict[str, float], 
     a = works[0].cost()
     for work in works:
         rate, postgres = statistics.median(work.rates), statistics.median(work.postgres_cpu)
-        figure = f"{work.cost():.2f} ms CPU, {rate:.0f}/s" + (f", PostgreSQL {postgres:.2f} ms" if postgres > 0.01 else "")
+        figure = f"{work.cost():.2f} ms CPU, {rate:.0f}/s"
+        if postgres > 0.01:
+            figure += f", PostgreSQL {postgres:.2f} ms"
         limit = limits.get(work.name)
         table.add(work.name, figure, f"pgbench {limit:.0f}/s" if limit else "", f"{work.cost() / a:.2f} A")
     return a

@@ -99,7 +99,7 @@ def measure_cost(table: Table, chat: Service, persistence: Service, a: float, fo
 def measure_crowd(table: Table, chat: Service, model: str, callers: int, folder: Path, seconds: int) -> None:
     """Callers who chat without pause; the rate follows from the mean turn, whatever the end of the run cuts off."""
     say(f"  {callers} callers")
-    directly = Load(model, DIRECT, folder).run(callers, seconds)
+    directly = Load(model, DIRECT, folder).run(callers, min(seconds, 8))
     with Memory(chat) as memory:
         result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, seconds)
     rate, ideal = callers / result.mean, callers / directly.mean
