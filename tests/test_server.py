@@ -20,8 +20,8 @@ import psycopg
 import pytest
 import requests
 
-from persistence.web import worker
-from persistence.web.worker import ClientSocket
+from persistence.web import connection as web_connection
+from persistence.web.connection import ClientSocket
 from tests.services import KEY, Service, receive, wait_for
 
 MIB = 1024 * 1024
@@ -262,12 +262,13 @@ def test_a_body_too_large_is_not_asked_for(persistence: Service) -> None:
         (b"GET /health HTTP/9.9\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nno colon\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nContent-Length: " + b"0" * 8000 + b"x\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
         (b"GET /health HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nTransfer-Encoding: odd\r\n\r\n", 400),
         (b"GET /health HTTP/1.1\r\nTransfer-Encoding: chunked, odd\r\n\r\n0\r\n\r\n", 400),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_what_is_no_http_is_turned_down_at_once(persistence: Service, request_bytes: bytes, status: int) -> None:
     with connect(persistence) as connection:
@@ -582,7 +583,7 @@ def pair() -> Iterator[tuple[ClientSocket, socket.socket]]:
 def test_a_reader_that_takes_nothing_is_cut_off(
     pair: tuple[ClientSocket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "STALL_SECONDS", 1)
+    monkeypatch.setattr(web_connection, "STALL_SECONDS", 1)
     with pytest.raises(TimeoutError):
         pair[0].sendall(b"x" * 20 * MIB)
 
@@ -591,7 +592,7 @@ def test_a_reader_that_takes_nothing_is_cut_off(
 def test_a_reader_that_takes_a_little_is_waited_for(
     pair: tuple[ClientSocket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "STALL_SECONDS", 2)
+    monkeypatch.setattr(web_connection, "STALL_SECONDS", 2)
     server, reader = pair
     failures: list[BaseException] = []
 
