@@ -68,7 +68,8 @@ class Proxy:
 
     def cut(self) -> None:
         """Reset all connections."""
-        links, self.links = self.links, []
+        links = self.links[:]
+        del self.links[: len(links)]  # in place: another may be appended at the same time, and must not be forgotten
         for link in links:  # all at once: each reset takes its time
             link.dead = True
         for link in links:
