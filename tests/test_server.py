@@ -321,7 +321,7 @@ def test_clients_that_reset_at_once_harm_nobody(database_url: str, make_service:
         reset(connection)
     assert service.get("/ready").status_code == 200
     assert service.workers() == worker_before
-    assert "failed" not in service.text()
+    assert "exception" not in service.text()
     descriptors = Path(f"/proc/{worker_before[0]}/fd")
     wait_for(lambda: len(list(descriptors.iterdir())) < 40, what="the end of their connections")
 

@@ -32,7 +32,7 @@ PAUSE_SECONDS = 0.25  # where no more connections can be accepted, though they c
 LINGER_SECONDS = 2  # of silence from a client that was told its last, and for a request on its way when a stop begins
 SPARE_THREADS = 4  # which wait for something to read, however many answer
 MAX_SHORT_REQUESTS = 32  # that are answered at a time, beside the others
-MAX_UNREAD_BYTES = 64 * 1024  # of answers; who reads no more of them gets no answer to what he sent in advance
+MAX_UNREAD_BYTES = 8 * 1024  # of answers; who reads no more of them gets no answer to what he sent in advance
 # A thread that waits for Python's lock wakes up this often to ask for it. With 500 streams a process and the usual 5 ms
 # most of the time went into that; what threads do here is short, or lets the lock go by itself.
 SWITCH_SECONDS = 0.1
@@ -184,9 +184,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 if connection is not None:  # else it has just expired
                     try:
                         self.read(connection)
-                        self.answer()
                     except Exception:  # whatever it is: without its threads, the process would go on and do nothing
-                        self.log.exception("A thread failed")
+                        self.log.exception("A connection can't be read")
+                        self.drop(connection)
+                    self.answer()
 
     def wait(self, connection: Connection) -> None:
         """Let a thread be woken when there is something to read."""
@@ -320,10 +321,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             if not connection.whole or not self.alive:
                 request.force_close()
             return self.handle_request(request, connection) and self.is_finished(connection)
-        except (
-            BlockingIOError,
-            http.errors.UnsupportedTransferCoding,
-        ):  # it sees less here than there should be, or 501
+        except (BlockingIOError, http.errors.UnsupportedTransferCoding):
+            # gunicorn sees less in these bytes than there should be, or would answer 501
             with contextlib.suppress(OSError):
                 util.write_error(connection.sock, 400, "Bad Request", "")
         except (OSError, StopIteration, http.errors.NoMoreData) as exc:
