@@ -18,6 +18,7 @@ from tests.services import KEY, ROOT, Service, free_port, wait_for
 from tests.wrk import WHOLE_TURN, Load
 
 TURN = """'POST', '/chat', headers, '{"content":"hello","stream":true}'"""
+TURN_SECONDS = 3.0
 DIRECT = "'POST', '/chat/completions', headers, '{}'"
 
 
@@ -51,7 +52,7 @@ def measure_turns(table: Table, persistence: Service, a: float, folder: Path, sm
         measure_cost(table, chat, persistence, a, folder, 1 if smoke else 2 if quick else 5)
     for callers in [10] if smoke else [200] if quick else [200, 500, 1000]:
         with paced_model(1, 0.1) as model, chat_over(model, persistence, folder) as chat:
-            measure_crowd(table, chat, model, callers, folder, 4 if smoke else 12 + callers // 50)
+            measure_crowd(table, chat, model, callers, folder, 8 if smoke else 14 + callers // 40)
 
 
 def measure_stream(table: Table, chat: Service, model: str, rounds: int) -> None:
@@ -97,13 +98,19 @@ def measure_cost(table: Table, chat: Service, persistence: Service, a: float, fo
 
 
 def measure_crowd(table: Table, chat: Service, model: str, callers: int, folder: Path, seconds: int) -> None:
-    """Callers who chat without pause; the rate follows from the mean turn, whatever the end of the run cuts off."""
+    """Callers who chat without pause, and begin at any time of the first turn, since people are not in step.
+
+    The rate follows from the mean turn, whatever the end of the run cuts off.
+    """
     say(f"  {callers} callers")
-    directly = Load(model, DIRECT, folder).run(callers, min(seconds, 8))
+    directly = Load(model, DIRECT, folder).run(callers, min(seconds, 8), TURN_SECONDS)
     with Memory(chat) as memory:
-        result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, seconds)
+        result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, seconds, TURN_SECONDS)
     rate, ideal = callers / result.mean, callers / directly.mean
     figure = f"{rate:.0f} turns/s, {result.failed} failed, {memory.peak / callers / 1024:.0f} KiB a stream"
     table.add(f"{callers} callers without pause", figure, f"directly {ideal:.0f}", f"{rate / ideal:.2f}")
     figure = f"{result.longest:.1f} s, mean {result.mean:.1f} s"
     table.add("  their longest turn", figure, f"directly {directly.longest:.1f} s")
+    if callers == 200:
+        result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, 5)
+        table.add("  all at the same moment", f"mean {result.mean:.1f} s", "", f"{directly.mean / result.mean:.2f}")

@@ -21,6 +21,15 @@ local threads = {{}}
 unfit = 0
 setup = function(thread) table.insert(threads, thread) end
 request = function() return wrk.format({request}) end
+init = function(arguments)
+  local connections, spread, begun = tonumber(arguments[1]), tonumber(arguments[2]) * 1000, 0
+  if spread > 0 then
+    delay = function()  -- in milliseconds, before each request
+      begun = begun + 1
+      return begun <= connections and begun / connections * spread or 0
+    end
+  end
+end
 {check}
 done = function(summary, latency)
   local failed = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
@@ -60,9 +69,10 @@ class Load:
         self.script = folder / f"{uuid.uuid4().hex}.lua"
         self.script.write_text(LUA.format(chat=CHAT, chats=CHATS, key=KEY, request=request, check=check))
 
-    def run(self, connections: int, seconds: float) -> Result:
-        """Keep up the load for so many seconds."""
+    def run(self, connections: int, seconds: int, spread: float = 0.0) -> Result:
+        """Keep up the load for so many seconds; the connections begin one after another, over `spread` seconds."""
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "90s", "-s", self.script, self.url]
+        command += ["--", connections, spread]
         output = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
         line = next(line for line in output.splitlines() if line.startswith("RESULT "))
         return Result(**json.loads(line.removeprefix("RESULT ")))
