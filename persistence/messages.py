@@ -57,7 +57,9 @@ def create_message(message: dict[str, Any]) -> Response:
     is stored once, and a repeat answers 200 with it.
     """
     database: Database = current_app.extensions["database"]
-    message = {"message_id": str(uuid.uuid4()), "rating": None, "sent_at": None} | message
+    message = {"rating": None, "sent_at": None} | message
+    if "message_id" not in message:
+        message["message_id"] = str(uuid.uuid4())
     while (stored := store.insert_message(database, message)) is None:
         found = store.select_stored_message(database, message)
         if found is not None:  # else it was deleted between the two

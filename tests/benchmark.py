@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import http.client
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -168,7 +169,7 @@ def export(service: Service, pause: float = 0.0, most: float = float("inf")) -> 
     return first, time.perf_counter() - began, size
 
 
-def measure_export(table: Table, services: list[Service], url: str, folder: Path) -> None:
+def measure_export(table: Table, services: list[Service], url: str, folder: Path, rounds: int) -> None:
     program = EmbeddedPostgres(folder / "unused")._programs / "psql"
     options = conninfo_to_dict(url)
     columns = "message_id, chat_id, content, rating, sent_at, role"
@@ -177,7 +178,7 @@ def measure_export(table: Table, services: list[Service], url: str, folder: Path
     ours, theirs, firsts, size = [], [], [], 0
     small, large = services
     with Memory(large) as memory:
-        for _ in range(3):
+        for _ in range(rounds):
             first, seconds, size = export(large)
             firsts.append(first)
             ours.append(seconds)
@@ -248,7 +249,7 @@ def bare(stack: contextlib.ExitStack, server: str) -> tuple[int, str]:
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     stack.callback(process.wait)
-    stack.callback(process.terminate)
+    stack.callback(process.send_signal, signal.SIGQUIT)  # gunicorn's own threads may wait 30 s for what wrk has cut off
     wait_for(lambda: socket.create_connection(("127.0.0.1", port)), what="the bare view").close()
     return process.pid, f"http://127.0.0.1:{port}"
 
@@ -308,12 +309,12 @@ def main(arguments: list[str]) -> None:
             work("PUT a rating", service, rate),
         ]
         others = [work(f"the last 50, of {other}", services[other], last) for other in sizes if other != size]
-        limits = {name: pgbench(database, text, seconds, folder) for name, text in statements().items()}
+        limits = {name: pgbench(database, text, (seconds + 1) // 2, folder) for name, text in statements().items()}
         a = measure_requests(table, works + others, limits, rounds, seconds)
         for other in others:
             table.add(f"  {size} messages' cost against that", "", "", f"{works[3].cost() / other.cost():.2f}")
         say("the export")
-        measure_export(table, [services[sizes[0]], service], database, folder)
+        measure_export(table, [services[sizes[0]], service], database, folder, rounds // 3 + 1)
         measure_chats(table, service, limits)
         say("turns")
         measure_turns(table, services[sizes[0]], a, folder, options.smoke, options.quick)

@@ -52,7 +52,7 @@ def measure_turns(table: Table, persistence: Service, a: float, folder: Path, sm
         measure_cost(table, chat, persistence, a, folder, 1 if smoke else 2 if quick else 5)
     for callers in [10] if smoke else [200] if quick else [200, 500, 1000]:
         with paced_model(1, 0.1) as model, chat_over(model, persistence, folder) as chat:
-            measure_crowd(table, chat, model, callers, folder, 8 if smoke else 14 + callers // 40)
+            measure_crowd(table, chat, model, callers, folder, 8 if smoke else 12 if quick else 14 + callers // 40)
 
 
 def measure_stream(table: Table, chat: Service, model: str, rounds: int) -> None:
@@ -103,7 +103,7 @@ def measure_crowd(table: Table, chat: Service, model: str, callers: int, folder:
     The rate follows from the mean turn, whatever the end of the run cuts off.
     """
     say(f"  {callers} callers")
-    directly = Load(model, DIRECT, folder).run(callers, min(seconds, 8), TURN_SECONDS)
+    directly = Load(model, DIRECT, folder).run(callers, 7, TURN_SECONDS)
     with Memory(chat) as memory:
         result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, seconds, TURN_SECONDS)
     rate, ideal = callers / result.mean, callers / directly.mean
