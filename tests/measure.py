@@ -34,8 +34,12 @@ class Table:
 
 
 def processes(pid: int, *, postgres: bool = False) -> list[psutil.Process]:
-    root = psutil.Process(pid)
-    return [one for one in [root, *root.children(recursive=True)] if (one.name() == "postgres") == postgres]
+    root, found = psutil.Process(pid), []
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's come and go
+            if (process.name() == "postgres") == postgres:
+                found.append(process)
+    return found
 
 
 def cpu_seconds(of: list[psutil.Process]) -> float:
