@@ -8,6 +8,7 @@ in the same run.
 
 import argparse
 import contextlib
+import functools
 import http.client
 import shutil
 import signal
@@ -53,10 +54,10 @@ class Server(BaseApplication):
         return app
 Server().run()
 """
-FILL = f"""
+FILL = """
 INSERT INTO messages (message_id, chat_id, content, sent_at, role)
-SELECT gen_random_uuid(), ('{CHAT}' || lpad(to_hex(n %% {CHATS}), 12, '0'))::uuid, %(content)s,
-    now() - interval '1 day' + n * interval '1 ms', CASE WHEN n / {CHATS} %% 2 = 0 THEN 'human' ELSE 'ai' END
+SELECT gen_random_uuid(), (%(chat)s || lpad(to_hex(n %% %(chats)s), 12, '0'))::uuid, %(content)s,
+    now() - interval '1 day' + n * interval '1 ms', CASE WHEN n / %(chats)s %% 2 = 0 THEN 'human' ELSE 'ai' END
 FROM generate_series(0, %(count)s - 1) AS n
 """
 SUMMARIZE = """
@@ -77,7 +78,8 @@ class Work:
     def spent(self) -> tuple[float, float]:
         return cpu_seconds(processes(self.pid)), cpu_seconds(processes(self.postgres_pid, postgres=True))
 
-    def round(self, seconds: int) -> None:
+    def round(self, seconds: int) -> float:
+        """Run once, and give the service's CPU time for a request, in milliseconds."""
         before = self.spent()
         result = self.load.run(CONNECTIONS, seconds)
         assert result.failed == 0, f"{self.name}: {result}"
@@ -85,14 +87,15 @@ class Work:
         self.cpu.append(ours / result.answered * 1000)
         self.postgres_cpu.append(postgres / result.answered * 1000)
         self.rates.append(result.answered / seconds)
+        return self.cpu[-1]
 
     def cost(self) -> float:
         """Give the median of the service's CPU time for a request, in milliseconds."""
         return statistics.median(self.cpu)
 
 
-def measure_requests(table: Table, works: list[Work], limits: dict[str, float], rounds: int, seconds: int) -> float:
-    """Run the works in turn, and give A in milliseconds."""
+def measure_requests(table: Table, works: list[Work], limits: dict[str, float], rounds: int, seconds: int) -> None:
+    """Run the works in turn; the first one is A."""
     for number in range(rounds):
         say(f"  round {number + 1} of {rounds}")
         for work in works:
@@ -105,7 +108,6 @@ def measure_requests(table: Table, works: list[Work], limits: dict[str, float], 
             figure += f", PostgreSQL {postgres:.2f} ms"
         limit = limits.get(work.name)
         table.add(work.name, figure, f"pgbench {limit:.0f}/s" if limit else "", f"{work.cost() / a:.2f} A")
-    return a
 
 
 def pgbench(url: str, statement: str, seconds: int, folder: Path) -> float:
@@ -232,10 +234,16 @@ def measure_start(table: Table, folder: Path, data: Path) -> None:
     table.add("start of both", f"{statistics.median(times):.2f} s", limit)
 
 
+def chats_among(messages: int) -> int:
+    """Give the number of chats that so many messages are in: each has enough for a page."""
+    return min(CHATS, messages // 50)
+
+
 def fill(url: str, count: int) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER TABLE messages DISABLE TRIGGER USER")
-        connection.execute(FILL, {"content": CONTENT, "count": count})
+        values = {"content": CONTENT, "count": count, "chat": CHAT, "chats": chats_among(count)}
+        connection.execute(FILL, values)
         connection.execute(SUMMARIZE)
         connection.execute("ALTER TABLE messages ENABLE TRIGGER USER")
         connection.execute("VACUUM ANALYZE")
@@ -296,28 +304,36 @@ def main(arguments: list[str]) -> None:
         known = "({" + ",".join(f"'{one}'" for one in ids) + f"}})[math.random(1, {len(ids)})]"
         rate = f"""'PUT', '/messages/' .. {known}, headers, '{{"rating":true}}'"""
 
-        def work(name: str, at: Service | tuple[int, str], request: str) -> Work:
+        def work(name: str, at: Service | tuple[int, str], request: str, chats: int = CHATS) -> Work:
             pid, base = at if isinstance(at, tuple) else (at.process.pid, at.url)
-            return Work(name, Load(base, request, folder), pid, postgres_pid)
+            return Work(name, Load(base, request, folder, chats=chats), pid, postgres_pid)
 
         echo = f"'POST', '/', headers, {BODY}"
+        recent = work("the last 50 of a chat", service, last)
+        others = {
+            other: work(f"  among {other} messages", services[other], last, chats_among(other))
+            for other in sizes
+            if other != size
+        }
         works = [
             work("A: a bare view under gunicorn's own threads", bare(stack, ITS_OWN_THREADS), echo),
             work("the same under our server", bare(stack, OUR_SERVER), echo),
-            work("POST /messages/", service, f"'POST', '/messages/', headers, {BODY}"),
-            work("the last 50 of a chat", service, last),
+            recent,
+            *others.values(),
+            # PostgreSQL has something to do after writes, for as long as the next ones run
             work("PUT a rating", service, rate),
+            work("POST /messages/", service, f"'POST', '/messages/', headers, {BODY}"),
         ]
-        others = [work(f"the last 50, of {other}", services[other], last) for other in sizes if other != size]
         limits = {name: pgbench(database, text, (seconds + 1) // 2, folder) for name, text in statements().items()}
-        a = measure_requests(table, works + others, limits, rounds, seconds)
-        for other in others:
-            table.add(f"  {size} messages' cost against that", "", "", f"{works[3].cost() / other.cost():.2f}")
+        measure_requests(table, works, limits, rounds, seconds)
+        for other, its in others.items():
+            table.add(f"  {size} against {other} messages", "", "", f"{recent.cost() / its.cost():.2f}")
         say("the export")
         measure_export(table, [services[sizes[0]], service], database, folder, rounds // 3 + 1)
         measure_chats(table, service, limits)
         say("turns")
-        measure_turns(table, services[sizes[0]], a, folder, options.smoke, options.quick)
+        spend_a = functools.partial(works[0].round, 1 if options.smoke else 2)
+        measure_turns(table, services[sizes[0]], spend_a, folder, options.smoke, options.quick)
         say("starts")
         stack.close()
         if not options.smoke:

@@ -62,12 +62,13 @@ class Result(NamedTuple):
 
 
 class Load:
-    """Requests to `url`: `request` is the arguments of wrk.format, in Lua; `check` counts what is `unfit`, in Lua."""
+    """Requests to `url`: `request` is the arguments of wrk.format, in Lua; `check` counts what is `unfit`, in Lua;
+    chat() is the id of one of so many `chats`."""
 
-    def __init__(self, url: str, request: str, folder: Path, check: str = "") -> None:
+    def __init__(self, url: str, request: str, folder: Path, check: str = "", chats: int = CHATS) -> None:
         self.url = url
         self.script = folder / f"{uuid.uuid4().hex}.lua"
-        self.script.write_text(LUA.format(chat=CHAT, chats=CHATS, key=KEY, request=request, check=check))
+        self.script.write_text(LUA.format(chat=CHAT, chats=chats, key=KEY, request=request, check=check))
 
     def run(self, connections: int, seconds: int, spread: float = 0.0) -> Result:
         """Keep up the load for so many seconds; the connections begin one after another, over `spread` seconds."""
