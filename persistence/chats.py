@@ -43,7 +43,7 @@ def list_chats(query: dict[str, Any]) -> Response:
     text, last_id = store.select_chats(database, before, query["limit"])
     response = JsonResponse(f"{text}\n")
     if last_id is not None:
-        response.headers["Link"] = listing.link_next({"limit": query["limit"], "after": last_id})
+        response.headers["Link"] = listing.link_next({"limit": str(query["limit"]), "after": last_id})
     return response
 
 

@@ -1,9 +1,10 @@
 """Lists as responses: a page with a Link to the next, or all of it, streamed with flat memory."""
 
+import re
 import threading
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote_plus
 
 from flask import Response, request
 from webargs.flaskparser import abort
@@ -12,10 +13,13 @@ from persistence.web.response import JsonResponse
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 SEPARATORS = {JSON: ",\n", NDJSON: "\n"}
+_needs_no_quotes = re.compile(r"[\w.-]*", re.ASCII)
 
 
 def media_type() -> str:
     """Give what the caller likes better: application/json, unless application/x-ndjson is asked for."""
+    if request.environ.get("HTTP_ACCEPT", "*/*") in ("*/*", JSON):  # as nearly everyone's, which needs no parsing
+        return JSON
     return request.accept_mimetypes.best_match([JSON, NDJSON]) or JSON
 
 
@@ -25,9 +29,12 @@ def page(text: str, media: str) -> Response:
     return JsonResponse(body, mimetype=media, headers={"Vary": "Accept"})
 
 
-def link_next(query: Mapping[str, Any]) -> str:
+def link_next(query: Mapping[str, str]) -> str:
     """Give the Link header (RFC 8288) to the next page: this path with `query`, relative to any address."""
-    return f'<{request.path}?{urlencode(query)}>; rel="next"'
+    parameters = [
+        f"{name}={value if _needs_no_quotes.fullmatch(value) else quote_plus(value)}" for name, value in query.items()
+    ]
+    return f'<{request.path}?{"&".join(parameters)}>; rel="next"'
 
 
 def document_link(example: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def list_messages(query: dict[str, Any]) -> Response:
         chosen = store.Selection(("seqs",), {"seqs": page.seqs}, selection.descending)
         response = exports.stream(store.copy_messages(database, chosen), media)
     if page.has_more:
-        response.headers["Link"] = listing.link_next(request.args.to_dict() | {"after": page.last_id})
+        response.headers["Link"] = listing.link_next(request.args.to_dict() | {"after": str(page.last_id)})
     return response
 
 
