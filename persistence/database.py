@@ -34,7 +34,7 @@ IDLE_SECONDS = (
 )
 WAIT_SECONDS = 4.0  # for a connection of the pool,
 ASK_SECONDS = 0.5  # which is asked again so often: it tries to connect when it is asked, and gives up at once
-SCHEMA_SECONDS = 600.0
+SCHEMA_LOOK_SECONDS = 3.0  # to find that the schema is applied; a silent connection is given up then
 STREAM_BYTES = 64 * 1024
 
 
@@ -150,11 +150,14 @@ class Database:
     def _migrate(self) -> None:
         reported = ""
         while not self._closed.is_set():
-            deadline.begin(SCHEMA_SECONDS)
             try:
                 with DeadlineConnection.connect(self._conninfo, **self._options) as connection:
+                    deadline.begin(SCHEMA_LOOK_SECONDS)
                     connection.autocommit = False
-                    apply_schema(connection)
+                    while not apply_schema(connection):
+                        if self._closed.wait(0.05):
+                            return
+                        deadline.begin(SCHEMA_LOOK_SECONDS)
             except psycopg.Error as exc:
                 if reported != str(exc):
                     reported = str(exc)

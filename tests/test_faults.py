@@ -18,6 +18,7 @@ import requests
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
+from persistence import queries
 from persistence.embedded import EmbeddedPostgres
 from tests.proxy import Proxy
 from tests.services import KEY, Service, wait_for
@@ -263,6 +264,27 @@ def test_a_network_that_swallows(far_service: Service, proxy: Proxy) -> None:
         wait_for(lambda: stores(far_service), 5, "the service's return")
         load.wait_for_more()
     load.check()
+
+
+@pytest.fixture
+def starting_service(database: str, proxy: Proxy, folder: Path) -> Iterator[Service]:
+    started = Service("persistence", folder, wait=False, DATABASE_URL=through(database, proxy), API_KEY=KEY)
+    yield started
+    started.stop()
+
+
+@pytest.mark.slow
+def test_a_network_that_swallows_the_look_at_the_schema(
+    postgres: Postgres, database: str, proxy: Proxy, starting_service: Service
+) -> None:
+    with postgres.connect(database) as other, other.transaction():
+        other.execute(queries.get("lock_schema"))
+        wait_for(lambda: len(proxy.links) >= 4, what="two workers, each with a connection in its pool and one to look")
+        time.sleep(0.5)  # until they look, which nobody can see
+        proxy.swallows = True
+    wait_for(lambda: sum(link.dead for link in proxy.links) >= 2, what="the loss")
+    proxy.swallows = False
+    wait_for(lambda: all(starting_service.is_up() for _ in range(20)), 5, "the service's return")
 
 
 @pytest.mark.slow
