@@ -47,8 +47,8 @@ class Caller(NamedTuple):
 class PersistenceClient:
     """Connections that are kept alive, for any number of threads.
 
-    They are used without a session of `requests`, which costs a third more: it is there for cookies, redirects, proxies
-    and .netrc, and none of these has a part in what is said to our own service.
+    They are used without a session of `requests`, which is about a third of what a call costs: it is there for cookies,
+    redirects, proxies and .netrc, and none of these has a part in what is said to our own service.
     """
 
     def __init__(self, base_url: str) -> None:
@@ -79,7 +79,7 @@ class PersistenceClient:
         return self._request(caller, "GET", "/messages/", query=query, media=media, stream=True)
 
     def is_ready(self) -> bool:
-        """Tell whether the service says that it can do its work, within 2 s."""
+        """Tell whether the service says that it can do its work."""
         try:
             request = requests.Request("GET", f"{self._base_url}/ready")
             return self._send(request, timeout=(0.5, 1.2)).status_code == 200

@@ -99,18 +99,20 @@ def _start(name: str, environment: Mapping[str, str]) -> "subprocess.Popen[bytes
 def _start_demo_model() -> dict[str, str]:
     from chat.demo_model import DemoModelServer  # no image carries it
 
-    return {"OPENAI_BASE_URL": DemoModelServer().url, "OPENAI_MODEL": "demo"}
+    return {"OPENAI_BASE_URL": DemoModelServer().url, "OPENAI_MODEL": "demo", "no_proxy": "*"}
 
 
 def _wait_until_ready(parts: Mapping[str, "subprocess.Popen[bytes]"], url: str) -> None:
-    while True:
-        _check(parts)
-        try:
-            if requests.get(url, timeout=3).ok:
-                return
-        except requests.RequestException:
-            pass
-        time.sleep(0.05)
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy would be asked for our own parts
+        while True:
+            _check(parts)
+            try:
+                if session.get(url, timeout=3).ok:
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.05)
 
 
 def _check(parts: Mapping[str, "subprocess.Popen[bytes]"]) -> None:

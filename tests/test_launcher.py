@@ -72,6 +72,13 @@ def say(system: Service, content: str, chat_id: str) -> str:
 
 
 @pytest.mark.slow
+def test_a_proxy_for_the_way_out_is_not_asked_for_what_is_inside(start: Start) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    system = start(HTTP_PROXY=nobody, HTTPS_PROXY=nobody)
+    assert "hello" in say(system, "hello", str(uuid.uuid4()))
+
+
+@pytest.mark.slow
 def test_it_works_from_one_command_and_keeps_what_was_said(start: Start, folder: Path) -> None:
     chat_id = str(uuid.uuid4())
     api_url = f"http://127.0.0.1:{free_port()}/"
