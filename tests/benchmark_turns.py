@@ -1,11 +1,13 @@
 """The part of the benchmark that talks to the model: what a turn costs, and how long a piece takes."""
 
 import contextlib
+import json
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,17 +109,26 @@ def measure_cost(
 def measure_crowd(table: Table, chat: Service, model: str, callers: int, folder: Path, seconds: int) -> None:
     """Callers who chat without pause, and begin at any time of the first turn, since people are not in step.
 
-    The rate follows from the mean turn, whatever the end of the run cuts off.
+    The rate is that of the second half, when those who could not be served at once have queued up.
     """
     say(f"  {callers} callers")
     directly = Load(model, DIRECT, folder).run(callers, 7, TURN_SECONDS)
+    end = time.time() + seconds
     with Memory(chat) as memory:
         result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, seconds, TURN_SECONDS)
-    rate, ideal = callers / result.mean, callers / directly.mean
+    rate, ideal = turns_between(chat, end - seconds / 2, end) / (seconds / 2), callers / directly.mean
     figure = f"{rate:.0f} turns/s, {result.failed} failed, {memory.peak / callers / 1024:.0f} KiB a stream"
     table.add(f"{callers} callers without pause", figure, f"directly {ideal:.0f}", f"{rate / ideal:.2f}")
     figure = f"{result.longest:.1f} s, mean {result.mean:.1f} s"
     table.add("  their longest turn", figure, f"directly {directly.longest:.1f} s")
     if callers == 200:
         result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, 5)
-        table.add("  all at the same moment", f"mean {result.mean:.1f} s", "", f"{directly.mean / result.mean:.2f}")
+        figure = f"mean {result.mean:.1f} s of {result.answered}, {result.failed} failed"
+        table.add("  their first, all in step", figure, f"directly {directly.mean:.1f} s")
+
+
+def turns_between(chat: Service, begin: float, end: float) -> int:
+    """Count in its log the turns that ended between two points in time, of time.time()."""
+    lines = [json.loads(line) for line in chat.text().splitlines() if line.startswith("{")]
+    ends = [datetime.fromisoformat(line["time"]).timestamp() for line in lines if line.get("path") == "/chat"]
+    return sum(begin <= moment < end for moment in ends)
