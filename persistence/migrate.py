@@ -19,6 +19,7 @@ def apply_schema(connection: Connection[Any]) -> bool:
     False: another service is at it, and holds the advisory lock; try again. Raises psycopg.Error.
     """
     with connection.transaction():
+        connection.execute(queries.get("limit_schema_pause"))
         if connection.execute(queries.get("lock_schema")).fetchone() != (True,):
             return False
         connection.execute(queries.get("create_schema_files"))

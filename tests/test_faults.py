@@ -288,6 +288,17 @@ def test_a_network_that_swallows_the_look_at_the_schema(
 
 
 @pytest.mark.slow
+def test_the_lock_of_a_look_whose_client_has_gone(postgres: Postgres, database: str, folder: Path) -> None:
+    with postgres.connect(database) as gone, gone.transaction():
+        gone.execute(queries.get("limit_schema_pause"))
+        gone.execute(queries.get("lock_schema"))
+        service = Service("persistence", folder, DATABASE_URL=database, API_KEY=KEY)
+        service.stop()
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            gone.execute("SELECT 1")
+
+
+@pytest.mark.slow
 def test_connections_that_rested_and_died_unnoticed(far_service: Service, proxy: Proxy) -> None:
     with Load(far_service, clients=16):
         pass  # so that the pools have grown
