@@ -2,32 +2,44 @@
 
 import contextlib
 import json
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import ReadTimeoutError
+from urllib3.util import Retry
 
-CONNECT_SECONDS = 2.0
-KEPT_CONNECTIONS = 100
-RETRY_STATUSES = (500, 502, 503, 504)
+TIMEOUT = (2.0, 12.0)  # seconds to connect, and for an answer: the service gives one within 10
+READY_TIMEOUT = (0.5, 1.2)
+CONNECTIONS = 32
+
+
+class Retries(Retry):
+    """urllib3's retries, but for an answer that does not come in time: who waited so long gets no more patience."""
+
+    def increment(self, *args: Any, **kwargs: Any) -> Self:
+        """Return the retries that are left. Raises the error if there are none."""
+        if isinstance(error := kwargs.get("error"), ReadTimeoutError):
+            raise error
+        return super().increment(*args, **kwargs)
+
+
+RETRIES = Retries(
+    total=6,
+    read=2,
+    backoff_factor=0.1,
+    backoff_max=1.5,
+    status_forcelist=(500, 502, 503, 504),
+    allowed_methods=None,  # all: each can be repeated safely
+    retry_after_max=2,
+    raise_on_status=False,
+)
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
 
-class Patience(NamedTuple):
-    """For how many seconds new tries begin, and for how many each of them waits for an answer."""
-
-    tries: float
-    answer: float
-
-
-USUAL = Patience(tries=3.0, answer=12.0)  # the service answers within 10
-FOR_REPLIES = Patience(tries=10.0, answer=5.0)  # a reply that cost money gets a second try where the first hangs
-
-
 class PersistenceError(Exception):
-    """The persistence service said no: `status`, `message`, and `errors` by field, as it gave them."""
+    """The persistence service refused or failed: `status`, `message`, and `errors` by field, as it gave them."""
 
     def __init__(self, status: int, message: str, errors: Any = None) -> None:
         super().__init__(f"{status}: {message}")
@@ -35,7 +47,7 @@ class PersistenceError(Exception):
 
 
 class Caller(NamedTuple):
-    """For whom a call is made; both go on to the persistence service."""
+    """For whom a call is made; both are sent on to the persistence service."""
 
     api_key: str
     request_id: str
@@ -45,28 +57,27 @@ class Caller(NamedTuple):
 
 
 class PersistenceClient:
-    """Connections that are kept alive, for any number of threads.
-
-    They are used without a session of `requests`, which is about a third of what a call costs: it is there for cookies,
-    redirects, proxies and .netrc, and none of these has a part in what is said to our own service.
-    """
+    """One session, whose connections are kept alive, for any number of greenlets."""
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
-        self._connections = HTTPAdapter(pool_connections=1, pool_maxsize=KEPT_CONNECTIONS)
+        # under load a turn waits for a connection: new ones for each call would cost more time than there is
+        self._session = _session(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES, pool_block=True))
+        self._session.mount(f"{base_url}/ready", HTTPAdapter(1, 1))
+        self._lists = _session(
+            base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES)
+        )  # held as long as they are read
 
-    def store_message(self, caller: Caller, message: Mapping[str, str], patience: Patience = USUAL) -> tuple[str, bool]:
-        """Store a message, which is safe to repeat, and give it as JSON, and whether it is new.
+    def store_message(self, caller: Caller, message: Mapping[str, str]) -> tuple[str, bool]:
+        """Store a message, which is safe to repeat, and return it as JSON, and whether it is new.
 
-        Raises PersistenceError, 409 where another message has the id.
+        Raises PersistenceError, 409 if another message has the id.
         """
-        # bytes, since requests would escape all that is not ASCII, which can double it
-        body = json.dumps(message, ensure_ascii=False).encode()
-        response = self._request(caller, "POST", "/messages/", body=body, patience=patience)
+        response = self._request(caller, "POST", "/messages/", body=message)
         return response.text.strip(), response.status_code == 201
 
     def read_message(self, caller: Caller, message_id: str) -> str | None:
-        """Give a message as JSON; None where there is none. Raises PersistenceError."""
+        """Return a message as JSON, or None. Raises PersistenceError."""
         try:
             return self._request(caller, "GET", f"/messages/{message_id}").text.strip()
         except PersistenceError as exc:
@@ -75,14 +86,23 @@ class PersistenceClient:
             raise
 
     def list_messages(self, caller: Caller, query: Mapping[str, str], media: str = JSON) -> requests.Response:
-        """Give a list of messages whose body is still to be read, and then closed. Raises PersistenceError."""
+        """Return a list of messages whose body is still to be read, and then closed. Raises PersistenceError."""
         return self._request(caller, "GET", "/messages/", query=query, media=media, stream=True)
 
+    def take_turns(self, caller: Caller, worker_id: str, message_ids: Iterable[str]) -> list[str]:
+        """Mark the turns of these messages as at work here, and return those that are. Raises PersistenceError."""
+        body = {"worker_id": worker_id, "message_ids": list(message_ids)}
+        taken: list[str] = self._request(caller, "PUT", "/turns/", body=body).json()["message_ids"]
+        return taken
+
+    def give_back_turn(self, caller: Caller, worker_id: str, message_id: str) -> None:
+        """Take this worker's mark off a turn. Raises PersistenceError."""
+        self._request(caller, "DELETE", f"/turns/{message_id}", query={"worker_id": worker_id})
+
     def is_ready(self) -> bool:
-        """Tell whether the service says that it can do its work."""
+        """Return within two seconds whether the service can do its work."""
         try:
-            request = requests.Request("GET", f"{self._base_url}/ready")
-            return self._send(request, timeout=(0.5, 1.2)).status_code == 200
+            return self._session.get(f"{self._base_url}/ready", timeout=READY_TIMEOUT).status_code == 200
         except requests.RequestException:
             return False
 
@@ -93,80 +113,70 @@ class PersistenceClient:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: Any = None,
         media: str = JSON,
-        patience: Patience = USUAL,
         stream: bool = False,
     ) -> requests.Response:
-        headers: dict[str, str | bytes | None] = {
+        headers = {
             "x-api-key": caller.api_key.encode("latin-1"),
-            "X-Request-ID": caller.request_id,
-            "Accept": media,
+            "X-Request-ID": caller.request_id.encode(),
+            "Accept": media.encode(),
+            "Content-Type": JSON.encode(),
         }
-        if body is not None:
-            headers["Content-Type"] = JSON
-        request = requests.Request(method, self._base_url + path, headers, params=query, data=body)
-        problem = ""
-        for pause in _pauses(patience.tries):
-            if pause:
-                time.sleep(pause)
+        # bytes, since requests would escape all that is not ASCII, which can double it
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        options: dict[str, Any] = {"params": query, "data": data, "headers": headers, "timeout": TIMEOUT}
+        options |= {"stream": stream, "allow_redirects": False}
+        session = self._lists if stream else self._session
+        try:
             try:
-                response = self._send(request, (CONNECT_SECONDS, patience.answer), stream)
-            except requests.RequestException as exc:
-                problem = str(exc)
-            else:
-                response.encoding = "utf-8"
-                if response.status_code in (200, 201) and response.headers.get("Content-Type") == media:
-                    return response
-                if response.status_code not in RETRY_STATUSES:
-                    raise _refusal(response)
-                response.close()
-                problem = f"it answered {response.status_code}"
-        raise _away(problem)
+                response = session.request(method, self._base_url + path, **options)
+            except (
+                requests.exceptions.ChunkedEncodingError
+            ):  # its body broke off, and urllib3's retries end with the head
+                response = session.request(method, self._base_url + path, **options)
+        except requests.RequestException as exc:
+            raise _away() from exc
+        response.encoding = "utf-8"
+        kind = response.headers.get("Content-Type")
+        if response.status_code == 204 or (response.status_code in (200, 201) and kind == media):
+            return response
+        raise _refusal(response)
 
-    def _send(self, request: requests.Request, timeout: tuple[float, float], stream: bool = False) -> requests.Response:
-        """Give the response, and but for a stream all of its body. Raises requests.RequestException."""
-        response = self._connections.send(request.prepare(), stream, timeout)
-        if not stream:
-            response.content  # noqa: B018  # reads it
-        return response
+
+def _session(base_url: str, adapter: HTTPAdapter) -> requests.Session:
+    session = requests.Session()
+    session.trust_env = False  # no proxy and no .netrc has a part in what is said to our own service
+    session.mount(base_url, adapter)
+    return session
 
 
 def pieces(response: requests.Response) -> Iterator[bytes]:
-    """Give the body as it comes. Raises PersistenceError where it breaks off."""
+    """Return the body as it comes. Raises PersistenceError if it breaks off."""
     try:
         yield from response.iter_content(64 * 1024)
     except requests.RequestException as exc:
-        raise _away(str(exc)) from exc
+        raise _away() from exc
 
 
 def rows(response: requests.Response) -> Iterator[Any]:
-    """Give what each line of a body of NDJSON says. Raises PersistenceError where it breaks off."""
+    """Return the value of each line of a body of NDJSON. Raises PersistenceError if it breaks off."""
     try:
         yield from map(json.loads, response.iter_lines(64 * 1024))
     except requests.RequestException as exc:
-        raise _away(str(exc)) from exc
+        raise _away() from exc
 
 
-def _pauses(seconds: float) -> Iterator[float]:
-    """Give the pause before each try, which grow, until so many seconds are over."""
-    began = time.monotonic()
-    yield 0.0
-    pause = 0.0  # the first try may only have met a connection that had died
-    while time.monotonic() - began < seconds:
-        yield pause
-        pause = min(2 * pause + 0.1, 1.5)
-
-
-def _away(problem: str) -> PersistenceError:
-    error = PersistenceError(503, "The persistence service is away; try again soon.")
-    error.__cause__ = ConnectionError(problem)
-    return error
+def _away() -> PersistenceError:
+    return PersistenceError(503, "The persistence service is away; try again soon.")
 
 
 def _refusal(response: requests.Response) -> PersistenceError:
     with response, contextlib.suppress(requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
         if response.status_code >= 400:
             error = response.json()
-            return PersistenceError(response.status_code, str(error["message"]), error.get("errors"))
+            message = str(error["message"])
+            if response.status_code >= 500:
+                return PersistenceError(503, f"The persistence service fails; try again soon. It says: {message}")
+            return PersistenceError(response.status_code, message, error.get("errors"))
     return PersistenceError(502, f"API_BASE_URL: what is there answered {response.status_code}, and not as it should.")

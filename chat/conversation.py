@@ -1,27 +1,56 @@
 """One turn of a conversation: store, recall, ask, store. Knows no Flask and no HTTP."""
 
+import contextvars
 import json
+import logging
+import threading
+import time
 import uuid
-from collections.abc import Iterator
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from chat import history
-from chat.client import FOR_REPLIES, NDJSON, Caller, PersistenceClient, PersistenceError, rows
+from chat.chunks import ModelError
+from chat.client import NDJSON, Caller, PersistenceClient, PersistenceError, rows
 from chat.history import Message
-from chat.model import Model, ModelError, Reply
+from chat.marks import Marks
+from chat.model import Model
 from chat.settings import Settings
+
+STORE_SECONDS = 60.0  # a reply is tried to be stored for so long: a failover of the database takes 20 to 30 s
+
+log = logging.getLogger(__name__)
+
+
+class Question(NamedTuple):
+    """The human's message as it is stored, as JSON: the first event of a turn."""
+
+    message: str
 
 
 class Delta(NamedTuple):
-    """Pieces of the reply, one most often: those that came together."""
+    """A piece of the reply; an empty one says that the provider has begun."""
 
-    pieces: list[str]
+    content: str
 
 
 class Stored(NamedTuple):
-    """The reply as it is stored, as JSON: the end of a turn."""
+    """The reply as it is stored, as JSON: the last event of a turn."""
 
     message: str
+
+
+class Failed(NamedTuple):
+    """The last event of a turn that has no reply."""
+
+    error: Exception
+
+
+Event = Question | Delta | Stored | Failed
+
+
+class TooManyTurnsError(Exception):
+    """As many turns are under way as there may be."""
 
 
 class ReplyLostError(Exception):
@@ -33,36 +62,69 @@ class ReplyLostError(Exception):
 
 
 class Turn:
-    """A turn whose question is stored, and whose reply is stored already or has begun to come.
+    """One turn, which goes on whether or not somebody still waits for its events.
 
-    `message`: the question as it is stored, as JSON. `log_fields`: what the log is to say of the turn.
+    `request`: `content`, and `chat_id` and `message_id` if they are chosen. `log_fields`: what the log is to say of it.
     """
 
     def __init__(self, conversations: "Conversations", caller: Caller, request: dict[str, Any]) -> None:
-        self._conversations, self._caller = conversations, caller
-        self._message_id = request.get("message_id") or str(uuid.uuid4())
-        self._chat_id = request.get("chat_id") or history.chat_id(self._message_id)
-        self._reply_id = history.reply_id(self._message_id)
+        self._conversations, self.caller = conversations, caller
+        self._content: str = request["content"]
+        self.message_id: str = request.get("message_id") or str(uuid.uuid4())
+        self._chat_id: str = request.get("chat_id") or history.chat_id(self.message_id)
+        self._reply_id = history.reply_id(self.message_id)
         self._is_new_chat = "chat_id" not in request
-        self.log_fields: dict[str, Any] = {"history_sent": 0, "history_left_out": 0}
-        self._reply: Reply | None = None
-        self._stored: str | None = None
-        self._begin(request["content"])
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self._began = time.monotonic()
+        self.log_fields: dict[str, Any] = {"model": conversations.settings.openai_model}
+        self.is_abandoned = False
 
-    def _begin(self, content: str) -> None:
-        client = self._conversations.client
-        if self._conversations.settings.lacks_key:
-            self._stored = client.read_message(self._caller, self._reply_id)
-            if self._stored is None:
-                raise ModelError(503, "There is no key for the model; fill OPENAI_API_KEY or its file.", "60")
-        question = {"message_id": self._message_id, "chat_id": self._chat_id, "content": content, "role": "human"}
-        self.message, is_new = client.store_message(self._caller, question)
-        if not is_new:
-            self._stored = client.read_message(self._caller, self._reply_id)
-        if self._stored is None:
-            earlier = [] if is_new and self._is_new_chat else self._recall()
-            settings = self._conversations.settings
-            self._reply = self._conversations.model.ask(history.prompt(settings.system_prompt, earlier, content))
+    def next_event(self, seconds: float | None = None) -> Event | None:
+        """Return the next event, or None if none comes within `seconds`."""
+        try:
+            return self._events.get(timeout=seconds)
+        except Empty:
+            return None
+
+    def run(self) -> None:
+        """Take the turn, and put what happens into the queue."""
+        try:
+            self._take()
+        except (PersistenceError, ModelError, ReplyLostError) as exc:
+            self._events.put(Failed(exc))
+        except Exception as exc:  # whatever it is: somebody waits for the end
+            log.exception("A turn failed")
+            self._events.put(Failed(exc))
+        if self.is_abandoned:
+            fields = {"message": "A turn whose caller had gone has ended", "message_id": self.message_id}
+            log.info("", extra={"fields": fields | self.log_fields})
+
+    def _take(self) -> None:
+        conversations, client = self._conversations, self._conversations.client
+        if conversations.settings.lacks_key and client.read_message(self.caller, self._reply_id) is None:
+            raise ModelError(503, "There is no key for the model; fill OPENAI_API_KEY or its file.", "60")
+        question = {"message_id": self.message_id, "chat_id": self._chat_id, "content": self._content, "role": "human"}
+        message, is_new = client.store_message(self.caller, question)
+        self._events.put(Question(message))
+        stored, pause = None, 0.1
+        while stored is None:
+            # the mark before the look: a reply that is not there then is not stored by another one meanwhile
+            with conversations.marks.hold(self.message_id, self.caller) as is_ours:
+                if not (is_new and is_ours):
+                    stored = client.read_message(self.caller, self._reply_id)
+                if stored is not None:
+                    self._hear(json.loads(stored)["content"])
+                elif is_ours:
+                    stored = self._ask(is_new and self._is_new_chat)
+            if stored is None:  # another request is at work on it
+                time.sleep(pause)
+                pause = min(1.0, 1.5 * pause)
+        self._events.put(Stored(stored))
+
+    def _ask(self, is_first: bool) -> str:
+        earlier = [] if is_first else self._recall()
+        prompt = history.prompt(self._conversations.settings.system_prompt, earlier, self._content)
+        return self._store(self._conversations.model.ask(prompt, self._hear, self.log_fields))
 
     def _recall(self) -> list[Message]:
         settings = self._conversations.settings
@@ -71,57 +133,67 @@ class Turn:
         query = {
             "chat_id": self._chat_id,
             "order": "desc",
-            "after": self._message_id,
+            "after": self.message_id,
             "limit": str(settings.history_messages),
         }
         # line by line: only what fits is held, however long the messages are
-        with self._conversations.client.list_messages(self._caller, query, NDJSON) as response:
-            kept, left_out = history.window(rows(response), settings.history_messages, settings.history_chars)
-        self.log_fields = {"history_sent": len(kept), "history_left_out": left_out}
-        if "next" in response.links:
-            self.log_fields["history_has_older"] = True  # beyond those that were looked at
+        with self._conversations.client.list_messages(self.caller, query, NDJSON) as response:
+            kept = history.window(rows(response), settings.history_messages, settings.history_chars)
+        self.log_fields["history_sent"] = len(kept)
         return kept
 
-    def events(self) -> Iterator[Delta | Stored]:
-        """Give the pieces as they come, and then the stored reply.
-
-        Raises ModelError where there is no whole reply, ReplyLostError where it can't be stored.
-        """
-        if self._reply is not None:
-            try:
-                yield from map(Delta, self._reply.pieces())
-            finally:
-                self._reply.close()
-            self._stored = self._store(self._reply.text)
-        elif self._stored is not None:
-            yield Delta([json.loads(self._stored)["content"]])
-        if self._stored is not None:
-            yield Stored(self._stored)
+    def _hear(self, piece: str) -> None:
+        if piece:
+            self.log_fields.setdefault("first_piece_ms", round((time.monotonic() - self._began) * 1000, 1))
+        self._events.put(Delta(piece))
 
     def _store(self, text: str) -> str:
-        client = self._conversations.client
         reply = {"message_id": self._reply_id, "chat_id": self._chat_id, "content": text, "role": "ai"}
-        try:
+        end, pause = time.monotonic() + STORE_SECONDS, 0.5
+        while True:
             try:
-                return client.store_message(self._caller, reply, FOR_REPLIES)[0]
+                return self._store_once(reply)
             except PersistenceError as exc:
-                first = client.read_message(self._caller, self._reply_id) if exc.status == 409 else None
-                if first is None:
-                    raise
-                return first  # the same request was sent twice, and the other was faster
+                if exc.status != 503 or time.monotonic() + pause > end:
+                    raise ReplyLostError(text, exc) from exc
+            time.sleep(pause)
+            pause = min(5.0, 1.5 * pause)
+
+    def _store_once(self, reply: dict[str, str]) -> str:
+        client = self._conversations.client
+        try:
+            return client.store_message(self.caller, reply)[0]
         except PersistenceError as exc:
-            raise ReplyLostError(text, exc) from exc
+            first = client.read_message(self.caller, self._reply_id) if exc.status == 409 else None
+            if first is None:
+                raise
+            return first  # another request for the same turn was faster
 
 
 class Conversations:
-    """What turns are made with."""
+    """The turns of one worker, and what they are made with."""
 
     def __init__(self, settings: Settings, client: PersistenceClient, model: Model) -> None:
         self.settings, self.client, self.model = settings, client, model
+        self.marks = Marks(client)
+        self._under_way: set[Turn] = set()
 
     def begin(self, caller: Caller, request: dict[str, Any]) -> Turn:
-        """Store the question, and give the turn when the reply is there or has begun to come.
+        """Begin a turn, which runs in a greenlet of its own. Raises TooManyTurnsError."""
+        if len(self._under_way) >= self.settings.max_turns:
+            raise TooManyTurnsError
+        turn = Turn(self, caller, request)
+        self._under_way.add(turn)
+        context = contextvars.copy_context()  # the log's request id is in it
+        threading.Thread(target=context.run, args=(self._run, turn), daemon=True).start()
+        return turn
 
-        `request`: `content`, and `chat_id` and `message_id` if they are chosen. Raises PersistenceError, ModelError.
-        """
-        return Turn(self, caller, request)
+    def _run(self, turn: Turn) -> None:
+        try:
+            turn.run()
+        finally:
+            self._under_way.discard(turn)
+
+    def is_busy(self) -> bool:
+        """Return whether turns are under way."""
+        return bool(self._under_way)

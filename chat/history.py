@@ -7,7 +7,7 @@ from typing import TypedDict
 
 
 class Message(TypedDict):
-    """A message as the persistence service gives it."""
+    """A message as the persistence service returns it."""
 
     message_id: str
     chat_id: str
@@ -18,12 +18,12 @@ class Message(TypedDict):
 
 
 def reply_id(message_id: str) -> str:
-    """Give the id of the reply to this message: always the same, so that there is only one."""
+    """Return the id of the reply to this message: always the same, so that there is only one."""
     return _follow("reply", message_id)
 
 
 def chat_id(message_id: str) -> str:
-    """Give the id of the chat that this message begins."""
+    """Return the id of the chat that this message begins."""
     return _follow("chat", message_id)
 
 
@@ -32,21 +32,22 @@ def _follow(purpose: str, origin: str) -> str:
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
-def window(newest_first: Iterable[Message], max_messages: int, max_chars: int) -> tuple[list[Message], int]:
-    """Give the newest messages that fit, oldest first, and how many do not: whole ones, with no gap between them."""
+def window(newest_first: Iterable[Message], max_messages: int, max_chars: int) -> list[Message]:
+    """Return the newest messages that fit, oldest first: whole ones, with no gap. Reads no further than it must."""
     kept: list[Message] = []
-    left_out = 0
-    for message in newest_first:
-        max_chars -= len(message["content"])
-        if left_out or len(kept) == max_messages or max_chars < 0:
-            left_out += 1
-        else:
+    if max_messages > 0:
+        for message in newest_first:
+            max_chars -= len(message["content"])
+            if max_chars < 0:
+                break
             kept.append(message)
-    return kept[::-1], left_out
+            if len(kept) == max_messages:
+                break
+    return kept[::-1]
 
 
 def prompt(system: str, earlier: Sequence[Message], content: str) -> list[dict[str, str]]:
-    """Give what the model is told, in the form of OpenAI's Chat Completions."""
+    """Return what the model is told, in the form of OpenAI's Chat Completions."""
     roles = {"human": "user", "ai": "assistant"}
     history = [{"role": roles[message["role"]], "content": message["content"]} for message in earlier]
     return [{"role": "system", "content": system}, *history, {"role": "user", "content": content}]

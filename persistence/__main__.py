@@ -1,4 +1,13 @@
 """python -m persistence: settings, database, then gunicorn."""
+# ruff: noqa: E402  # what must come before anything else is imported
+
+import signal
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the start without a traceback
+
+from gevent import monkey
+
+monkey.patch_all()
 
 import contextlib
 import logging
@@ -10,32 +19,34 @@ from dataclasses import replace
 from persistence import settings as service_settings
 from persistence.embedded import EmbeddedPostgres
 from persistence.settings import API_KEY_FILE, Settings
-from persistence.web import env, logs, process
+from persistence.web import env, logs
 from persistence.web.env import SettingsError
-from persistence.web.port import check_port
 
+CONNECTIONS = 4000  # of clients, a worker
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run the persistence service until SIGTERM or Ctrl-C. Exits with one line where it can't start."""
-    process.exit_on_signals()
+    """Run the persistence service until SIGTERM or Ctrl-C. Exits with one line if it can't start."""
+    stops: list[int] = []  # signals that came before gunicorn handles them
+    for end_signal in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end_signal, lambda number, _frame: stops.append(number))
     logs.configure("persistence")
     try:
-        _run()
+        _run(stops)
     except SettingsError as exc:
-        sys.exit(f"persistence: {exc}")
+        sys.exit(0 if stops else f"persistence: {exc}")  # Ctrl-C reaches what starts the database, too
 
 
-def _run() -> None:
-    if "API_KEY" not in os.environ and not env.text("API_KEY_FILE", ""):
+def _run(stops: list[int]) -> None:
+    if "API_KEY" not in os.environ and not env.text("API_KEY_FILE"):
         make_api_key()
     settings = service_settings.load()
-    check_port(settings.host, settings.port)
-    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it at import, and fails where it is no number
+    os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it at import, and fails if it is no number
     from persistence.app import create_app
     from persistence.web import server
 
+    server.check_port(settings.host, settings.port)
     postgres = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
     try:
         conninfo = settings.database_url or (postgres.start() if postgres else "")
@@ -48,7 +59,9 @@ def _run() -> None:
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
-            threads=settings.threads,
+            connections=CONNECTIONS,
+            graceful_timeout=settings.graceful_timeout,
+            when_ready=lambda: signal.raise_signal(signal.SIGTERM) if stops else None,
             on_worker_exit=lambda app: app.extensions["database"].close(),
         )
     finally:
@@ -57,7 +70,7 @@ def _run() -> None:
 
 
 def with_present_keys(settings: Settings) -> Settings:
-    """Give the settings with the keys that are in the file now, or as they are where it can't be used.
+    """Return the settings with the keys that are in the file now, or as they are if it can't be used.
 
     Each worker asks at its start, so SIGHUP, at which gunicorn replaces its workers, takes up new keys with no outage.
     """
@@ -69,7 +82,7 @@ def with_present_keys(settings: Settings) -> Settings:
 
 
 def make_api_key() -> None:
-    """Make a random key in the default file, where that is missing. Raises SettingsError where it can't be written."""
+    """Make a random key in the default file, if that is missing. Raises SettingsError if it can't be written."""
     if API_KEY_FILE.exists():
         return
     draft = API_KEY_FILE.with_suffix(f".{os.getpid()}")

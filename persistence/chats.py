@@ -7,13 +7,12 @@ from webargs.flaskparser import abort
 
 from persistence import listing, store
 from persistence.database import Database
-from persistence.messages import INVALID, UNAVAILABLE
-from persistence.schemas import MESSAGE, ChatSchema, ChatsQuerySchema
-from persistence.web.arguments import Blueprint, no_query, reject_fields
-from persistence.web.docs import fails
-from persistence.web.response import JsonResponse
+from persistence.schemas import ChatSchema, ChatsQuerySchema
+from persistence.web import docs
+from persistence.web.fields import MESSAGE
+from persistence.web.parsing import Blueprint, no_query, reject_fields
 
-blueprint = Blueprint("Chats", __name__, url_prefix="/chats", description="List and delete conversations.")
+blueprint = Blueprint("Chats", __name__, url_prefix="/chats", description="List and delete chats.")
 
 NOT_FOUND = "There is no chat with this id."
 CHAT = {
@@ -23,13 +22,13 @@ CHAT = {
     "last_sent_at": MESSAGE["sent_at"],
     "title": MESSAGE["content"],
 }
-LINK = listing.document_link(f"/chats/?limit=50&after={CHAT['chat_id']}")
+LINK = docs.link(f"/chats/?limit=50&after={CHAT['chat_id']}")
 
 
-@blueprint.route("/", methods=["GET"], strict_slashes=False)
+@blueprint.route("/", methods=["GET"])
 @blueprint.arguments(ChatsQuerySchema(), location="query")
 @blueprint.response(200, ChatSchema(many=True), description="The chats.", headers=LINK, example=[CHAT])
-@fails({422: INVALID, 503: UNAVAILABLE})
+@blueprint.errors(422, 503)
 def list_chats(query: dict[str, Any]) -> Response:
     """List chats
 
@@ -41,20 +40,20 @@ def list_chats(query: dict[str, Any]) -> Response:
     if before is None:
         reject_fields({"after": [NOT_FOUND]})
     text, last_id = store.select_chats(database, before, query["limit"])
-    response = JsonResponse(f"{text}\n")
+    response = Response(f"{text}\n", mimetype=listing.JSON)
     if last_id is not None:
         response.headers["Link"] = listing.link_next({"limit": str(query["limit"]), "after": last_id})
     return response
 
 
-@blueprint.route("/<uuid4:chat_id>", methods=["DELETE"], strict_slashes=False)
+@blueprint.route("/<uuid4:chat_id>", methods=["DELETE"])
 @blueprint.response(204, description="Its messages are deleted.")
-@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@blueprint.errors(404, 422, 503)
 @no_query
 def delete_chat(chat_id: str) -> Response:
     """Delete a chat
 
-    Deletes all its messages. A repeat after a 503 answers 404 where the first sending has deleted them.
+    Deletes all its messages. A repeat after a 503 answers 404 if the first sending has deleted them.
     """
     if not store.delete_chat(current_app.extensions["database"], chat_id):
         abort(404, message=NOT_FOUND)

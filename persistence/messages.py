@@ -4,59 +4,67 @@ import json
 import uuid
 from typing import Any
 
-from flask import Response, current_app, request
+from flask import Response, current_app, jsonify, request
 from webargs.flaskparser import abort
 
 from persistence import listing, store
 from persistence.database import Database
-from persistence.schemas import MESSAGE, MessageChangesSchema, MessageSchema, MessagesQuerySchema, NewMessageSchema
-from persistence.web.arguments import Blueprint, no_query, reject_fields
-from persistence.web.docs import fails
-from persistence.web.response import JsonResponse
+from persistence.schemas import (
+    NEW_MESSAGES,
+    ImportedMessageSchema,
+    ImportSchema,
+    MessageChangesSchema,
+    MessagesQuerySchema,
+    NewMessageSchema,
+)
+from persistence.web import docs
+from persistence.web.fields import MESSAGE, MessageSchema
+from persistence.web.parsing import Blueprint, load_lines, no_query, read_body, reject_fields
 
 blueprint = Blueprint(
     "Messages", __name__, url_prefix="/messages", description="Store, change, rate and list messages."
 )
 
 NOT_FOUND = "There is no message with this id."
-UNAVAILABLE = ("The database is away: try again after `Retry-After` seconds.", "The database is away; try again soon.")
-INVALID = ("A field or parameter is wrong, unknown or missing.", "Correct and send again: role.")
-NEW_MESSAGE = {name: MESSAGE[name] for name in ("chat_id", "content", "role")}
+IMPORTED = ImportedMessageSchema()
 LOCATION = {
     "Location": {
         "description": "The message's own path.",
         "schema": {"type": "string", "example": f"/messages/{MESSAGE['message_id']}"},
     }
 }
-LINK = listing.document_link(f"/messages/?limit=50&after={MESSAGE['message_id']}")
+LINK = docs.link(f"/messages/?limit=50&after={MESSAGE['message_id']}")
 
 
-@blueprint.route("/", methods=["POST"], strict_slashes=False)
-@blueprint.arguments(NewMessageSchema(), description="The message to store.", example=NEW_MESSAGE)
+@blueprint.route("/", methods=["POST"])
+@blueprint.doc(requestBody=NEW_MESSAGES)
 @blueprint.response(201, MessageSchema, description="Stored.", headers=LOCATION, example=MESSAGE)
 @blueprint.alt_response(
     200,
-    schema=MessageSchema,
-    description="Stored already; this is it.",
+    schema={"anyOf": [MessageSchema, ImportSchema]},
+    description="Stored already, and this is it; or imported.",
     headers=LOCATION,
     example=MESSAGE,
-    success=True,
 )
-@fails(
-    {
-        409: ("This `message_id` is taken by another message.", "Choose another message_id: this one is taken."),
-        422: INVALID,
-        503: UNAVAILABLE,
-    },
-)
-@no_query
-def create_message(message: dict[str, Any]) -> Response:
-    """Store a message
+@blueprint.errors(409, 422, 503)
+def create_message() -> Response:
+    """Store a message, or import many
 
     Choose the `message_id` yourself, and you can send the request again after a lost connection or a 503: the message
     is stored once, and a repeat answers 200 with it.
+
+    With `Content-Type: application/x-ndjson`, imports one message a line, as the export has them, all or none. Those
+    that are there already, and are the same, are left alone, so that a repeat is safe.
     """
-    database: Database = current_app.extensions["database"]
+    if request.mimetype == listing.NDJSON:
+        return _import(load_lines(read_body(listing.NDJSON), IMPORTED))
+    response: Response = _store(current_app.extensions["database"])  # webargs has no types for it
+    return response
+
+
+@blueprint.ARGUMENTS_PARSER.use_args(NewMessageSchema())
+@no_query
+def _store(database: Database, message: dict[str, Any]) -> Response:
     message = {"rating": None, "sent_at": None} | message
     if "message_id" not in message:
         message["message_id"] = str(uuid.uuid4())
@@ -65,12 +73,21 @@ def create_message(message: dict[str, Any]) -> Response:
         if found is not None:  # else it was deleted between the two
             stored, is_same = found
             if not is_same:
-                abort(409, message="Choose another message_id: this one is taken by another message.")
+                abort(409)
             return _message(stored, 200, message["message_id"])
     return _message(stored, 201, message["message_id"])
 
 
-@blueprint.route("/", methods=["GET"], strict_slashes=False)
+@no_query
+def _import(messages: list[dict[str, Any]]) -> Response:
+    stored, taken = store.import_messages(current_app.extensions["database"], messages)
+    if taken:
+        errors = {str(number): ["Its message_id is taken by another message."] for number in taken}
+        abort(409, message="Nothing is imported: some message_ids are taken by other messages.", errors=errors)
+    return jsonify(stored=stored, already_there=len(messages) - stored)
+
+
+@blueprint.route("/", methods=["GET"])
 @blueprint.arguments(MessagesQuerySchema(), location="query")
 @blueprint.response(200, MessageSchema(many=True), description="The messages.", headers=LINK, example=[MESSAGE])
 @blueprint.alt_response(
@@ -79,9 +96,8 @@ def create_message(message: dict[str, Any]) -> Response:
     description="The messages.",
     example=f"{json.dumps(MESSAGE)}\n",
     content_type=listing.NDJSON,
-    success=True,
 )
-@fails({422: INVALID, 503: UNAVAILABLE})
+@blueprint.errors(422, 503)
 def list_messages(query: dict[str, Any]) -> Response:
     """List messages
 
@@ -90,18 +106,17 @@ def list_messages(query: dict[str, Any]) -> Response:
     last message that arrived. With `Accept: application/x-ndjson`, one message a line.
     """
     database: Database = current_app.extensions["database"]
-    exports: listing.Exports = current_app.extensions["exports"]
     limit: int | None = query.get("limit")
     media = listing.media_type()
     selection = _selection(database, query)
     if limit is None:
-        return exports.stream(store.copy_messages(database, selection), media)
+        return listing.stream(store.copy_messages(database, selection), media)
     page = store.select_messages(database, selection, limit, listing.SEPARATORS[media])
     if page.seqs is None:
         response = listing.page(page.text, media)
     else:  # the same messages as in the page, whatever others have stored since
         chosen = store.Selection(("seqs",), {"seqs": page.seqs}, selection.descending)
-        response = exports.stream(store.copy_messages(database, chosen), media)
+        response = listing.stream(store.copy_messages(database, chosen), media)
     if page.has_more:
         response.headers["Link"] = listing.link_next(request.args.to_dict() | {"after": str(page.last_id)})
     return response
@@ -110,7 +125,7 @@ def list_messages(query: dict[str, Any]) -> Response:
 def _selection(database: Database, query: dict[str, Any]) -> store.Selection:
     values: dict[str, Any] = {name: query[name] for name in ("chat_id", "role", "since", "until") if name in query}
     filters = list(values)
-    descending = query["order"] == "desc"
+    descending = query.get("order") == "desc"
     if query.get("rating") == "null":
         filters.append("unrated")
     elif "rating" in query:
@@ -124,9 +139,9 @@ def _selection(database: Database, query: dict[str, Any]) -> store.Selection:
     return store.Selection(tuple(filters), values, descending)
 
 
-@blueprint.route("/<uuid4:message_id>", methods=["GET"], strict_slashes=False)
+@blueprint.route("/<uuid4:message_id>", methods=["GET"])
 @blueprint.response(200, MessageSchema, description="The message.", example=MESSAGE)
-@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@blueprint.errors(404, 422, 503)
 @no_query
 def read_message(message_id: str) -> Response:
     """Read a message"""
@@ -134,10 +149,10 @@ def read_message(message_id: str) -> Response:
     return _message(stored) if stored else abort(404, message=NOT_FOUND)
 
 
-@blueprint.route("/<uuid4:message_id>", methods=["PUT"], strict_slashes=False)
+@blueprint.route("/<uuid4:message_id>", methods=["PUT"])
 @blueprint.arguments(MessageChangesSchema(), description="What to change.", example={"rating": True})
 @blueprint.response(200, MessageSchema, description="The message as it is now.", example=MESSAGE | {"rating": True})
-@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@blueprint.errors(404, 422, 503)
 @no_query
 def update_message(changes: dict[str, Any], message_id: str) -> Response:
     """Change or rate a message
@@ -159,14 +174,14 @@ def update_message(changes: dict[str, Any], message_id: str) -> Response:
     return _message(stored)
 
 
-@blueprint.route("/<uuid4:message_id>", methods=["DELETE"], strict_slashes=False)
+@blueprint.route("/<uuid4:message_id>", methods=["DELETE"])
 @blueprint.response(204, description="It is deleted.")
-@fails({404: (NOT_FOUND, NOT_FOUND), 422: INVALID, 503: UNAVAILABLE})
+@blueprint.errors(404, 422, 503)
 @no_query
 def delete_message(message_id: str) -> Response:
     """Delete a message
 
-    A repeat after a 503 answers 404 where the first sending has deleted it.
+    A repeat after a 503 answers 404 if the first sending has deleted it.
     """
     if not store.delete_message(current_app.extensions["database"], message_id):
         abort(404, message=NOT_FOUND)
@@ -175,4 +190,4 @@ def delete_message(message_id: str) -> Response:
 
 def _message(text: str, status: int = 200, location: str | None = None) -> Response:
     headers = {"Location": f"/messages/{location}"} if location else None
-    return JsonResponse(f"{text}\n", status, headers)
+    return listing.TextResponse(f"{text}\n", status, headers)

@@ -8,10 +8,10 @@ SQL = Path(__file__).resolve().parent.parent / "sql"
 
 @functools.cache
 def get(name: str) -> str:
-    """Give the text of sql/queries/`name`.sql."""
+    """Return the text of sql/queries/`name`.sql."""
     return (SQL / "queries" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 def schema_files() -> list[Path]:
-    """Give the files of sql/schema in the order in which they are applied."""
+    """Return the files of sql/schema in the order in which they are applied."""
     return sorted((SQL / "schema").glob("*.sql"))

@@ -14,7 +14,7 @@ API_KEY_FILE = Path("secrets/api_key.txt")
 
 @dataclass(frozen=True)
 class Settings:
-    """How the persistence service is to run; the contract's table says what each setting means."""
+    """How the persistence service is to run; the README's table says what each setting means."""
 
     api_keys: tuple[bytes, ...] = field(repr=False)
     database_url: str | None = field(default=None, repr=False)  # it may hold a password
@@ -22,28 +22,29 @@ class Settings:
     data_dir: Path = Path(".data")
     host: str = "127.0.0.1"
     port: int = 8000
-    workers: int = 2  # for two cores, shared with PostgreSQL: 4 cost more a request, 1 leaves a core idle
-    threads: int = 8  # 4, 6 and 8 cost the same; more of them keep serving when PostgreSQL takes its time
+    workers: int = 2  # for two cores, shared with PostgreSQL
+    db_connections: int = 8
+    graceful_timeout: int = 30  # seconds
 
 
 def load_keys() -> tuple[bytes, ...]:
-    """Read the keys that callers may use. Raises SettingsError."""
+    """Return the keys that callers may use. Raises SettingsError."""
     return auth.parse_keys(env.secret("API_KEY", API_KEY_FILE))
 
 
 def load() -> Settings:
-    """Read the settings from the environment. Raises SettingsError."""
-    database_url = env.text("DATABASE_URL", "") or None
+    """Return the settings from the environment. Raises SettingsError."""
+    database_url = env.text("DATABASE_URL") or None
     if database_url is not None:
         try:
             ports = str(conninfo_to_dict(database_url).get("port") or "5432").split(",")
         except psycopg.Error:  # its text would repeat the URL, with the password in it
-            raise SettingsError("DATABASE_URL: is no connection string or URL as libpq takes it") from None
+            raise SettingsError("DATABASE_URL must be a connection string or URL as libpq takes it") from None
         if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports if port):
-            raise SettingsError("DATABASE_URL: its port is no whole number from 1 to 65535")
+            raise SettingsError("DATABASE_URL: its port must be a whole number from 1 to 65535")
     db_password = env.secret("DB_PASSWORD")
     if db_password == "":
-        raise SettingsError("DB_PASSWORD: is empty; unset it where the database asks for none")
+        raise SettingsError("DB_PASSWORD must not be empty; unset it if the database asks for none")
     return Settings(
         api_keys=load_keys(),
         database_url=database_url,
@@ -52,5 +53,6 @@ def load() -> Settings:
         host=env.text("HOST", Settings.host),
         port=env.number("PORT", Settings.port, 1, 65535),
         workers=env.number("WEB_CONCURRENCY", Settings.workers, 1, 64),
-        threads=env.number("THREADS", Settings.threads, 2, 256),
+        db_connections=env.number("DB_CONNECTIONS", Settings.db_connections, 2, 256),
+        graceful_timeout=env.number("GRACEFUL_TIMEOUT", Settings.graceful_timeout, 1, 3600),
     )

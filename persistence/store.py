@@ -1,19 +1,23 @@
 """One function for each query: what runs it comes first, rows or JSON come out. Knows no HTTP."""
 
 import functools
-from collections.abc import Generator, Mapping
-from typing import Any, NamedTuple, cast
+import json
+from collections.abc import Generator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 from psycopg import sql
 
 from persistence import queries
 from persistence.database import Database
 
+T = TypeVar("T")
+
 LAST_SEQ = 2**63 - 1
 MAX_PAGE_BYTES = 8 * 1024 * 1024  # of content; a larger page is streamed
 
 FILTERS = {
-    "chat_id": "chat_id = %(chat_id)s",
+    "chat_id": "chat_id = %(chat_id)s::uuid",
     "role": "role = %(role)s",
     "rating": "rating = %(rating)s",
     "unrated": "rating IS NULL",
@@ -26,23 +30,23 @@ FILTERS = {
 
 
 class Page(NamedTuple):
-    """A page of messages: their JSON, separated; the last one's id; whether more follow; their places if too large."""
+    """A page of messages: their JSON, separated; the last one's id; if more follow; if too large, only their seqs."""
 
-    text: str
+    text: str | None
     last_id: str | None
     has_more: bool
-    seqs: str | None
+    seqs: list[int] | None
 
 
 class Selection(NamedTuple):
-    """Which messages are meant: a name of FILTERS each, the values that they compare with, and the order."""
+    """Which messages are meant: names of FILTERS, the values that they compare with, and the order."""
 
     filters: tuple[str, ...]
     values: Mapping[str, Any]
     descending: bool
 
     def statement(self, name: str) -> str:
-        """Give the query `name` for these filters in this order."""
+        """Return the query `name` for these filters in this order."""
         return _compose(name, self.filters, self.descending)
 
 
@@ -56,40 +60,40 @@ def _compose(name: str, filters: tuple[str, ...], descending: bool) -> str:
 
 
 def insert_message(database: Database, message: Mapping[str, Any]) -> str | None:
-    """Store a message and give it as JSON; None where its message_id is taken."""
-    rows = database.run(queries.get("insert_message"), message)
-    return cast(str, rows[0][0]) if rows else None
+    """Store a message and return it as JSON, or None if its message_id is taken."""
+    return _value(database.run(queries.get("insert_message"), message))
+
+
+def import_messages(database: Database, messages: Sequence[Mapping[str, Any]]) -> tuple[int, list[int] | None]:
+    """Store messages, all or none, and return how many are new, and the lines whose message_id is something else's."""
+    lines = json.dumps(messages, ensure_ascii=False, default=datetime.isoformat)
+    return database.run(queries.get("import_messages"), {"lines": lines})[0]
 
 
 def select_stored_message(database: Database, message: Mapping[str, Any]) -> tuple[str, bool] | None:
-    """Give the stored message with this message_id as JSON, and whether it is the same; None where there is none."""
+    """Return the stored message with this message_id as JSON, and whether it is the same, or None."""
     rows = database.run(queries.get("select_stored_message"), message)
-    return (cast(str, rows[0][0]), rows[0][1] == "t") if rows else None
+    return (rows[0][0], rows[0][1]) if rows else None
 
 
 def select_message(database: Database, message_id: str) -> str | None:
-    """Give a message as JSON, or None."""
-    rows = database.run(queries.get("select_message"), {"message_id": message_id})
-    return cast(str, rows[0][0]) if rows else None
+    """Return a message as JSON, or None."""
+    return _value(database.run(queries.get("select_message"), {"message_id": message_id}))
 
 
 def update_message(database: Database, message_id: str, changes: Mapping[str, Any]) -> str | None:
-    """Change content, rating or both, and give the message as JSON.
+    """Change content, rating or both, and return the message as JSON.
 
-    None where there is none, or where another field of `changes` is not as stored.
+    None if there is none, or if another field of `changes` is not as stored.
     """
-    rows = database.run(queries.get("update_message"), _fields(message_id, changes))
-    return cast(str, rows[0][0]) if rows else None
+    return _value(database.run(queries.get("update_message"), _fields(message_id, changes)))
 
 
 def select_differences(database: Database, message_id: str, changes: Mapping[str, Any]) -> list[str] | None:
-    """Give the names of the fields of `changes` that never change and differ; None where there is no such message."""
+    """Return the names of the fields of `changes` that never change and differ, or None if there is no such message."""
     rows = database.run(queries.get("select_differences"), _fields(message_id, changes))
-    return (
-        [name for name, differs in zip(("chat_id", "role", "sent_at"), rows[0], strict=True) if differs == "t"]
-        if rows
-        else None
-    )
+    names = ("chat_id", "role", "sent_at")
+    return [name for name, differs in zip(names, rows[0], strict=True) if differs] if rows else None
 
 
 def _fields(message_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,26 +102,24 @@ def _fields(message_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def delete_message(database: Database, message_id: str) -> bool:
-    """Delete a message, and tell whether it was there."""
+    """Delete a message, and return whether it was there."""
     return bool(database.run(queries.get("delete_message"), {"message_id": message_id}, repeatable=False))
 
 
 def delete_chat(database: Database, chat_id: str) -> int:
-    """Delete a chat's messages, and give how many there were."""
-    return int(database.run(queries.get("delete_chat"), {"chat_id": chat_id}, repeatable=False)[0][0] or 0)
+    """Delete a chat's messages, and return how many there were."""
+    return int(database.run(queries.get("delete_chat"), {"chat_id": chat_id}, repeatable=False)[0][0])
 
 
 def select_message_seq(database: Database, message_id: str) -> int | None:
-    """Give the message's place in the order in which they were stored, or None."""
-    rows = database.run(queries.get("select_message_seq"), {"message_id": message_id})
-    return int(cast(str, rows[0][0])) if rows else None
+    """Return the message's number in the order in which they were stored, or None."""
+    return _value(database.run(queries.get("select_message_seq"), {"message_id": message_id}))
 
 
 def select_messages(database: Database, selection: Selection, limit: int, separator: str) -> Page:
-    """Give the first `limit` messages of the selection, or where they are if they are too large for one text."""
+    """Return the first `limit` messages of the selection, or their numbers if they are too large for one text."""
     params = {**selection.values, "limit": limit, "separator": separator, "max_bytes": MAX_PAGE_BYTES}
-    text, last_id, has_more, seqs = database.run(selection.statement("select_messages"), params)[0]
-    return Page(text or "", last_id, has_more == "t", seqs)
+    return Page(*database.run(selection.statement("select_messages"), params)[0])
 
 
 def copy_messages(database: Database, selection: Selection) -> Generator[list[bytes], None, None]:
@@ -126,13 +128,27 @@ def copy_messages(database: Database, selection: Selection) -> Generator[list[by
 
 
 def select_chat_seq(database: Database, chat_id: str) -> int | None:
-    """Give the chat's place in the order of chats, or None."""
-    rows = database.run(queries.get("select_chat_seq"), {"chat_id": chat_id})
-    return int(cast(str, rows[0][0])) if rows else None
+    """Return the number of the message stored last in the chat, or None if there is no such chat."""
+    return _value(database.run(queries.get("select_chat_seq"), {"chat_id": chat_id}))
 
 
 def select_chats(database: Database, before: int, limit: int) -> tuple[str, str | None]:
-    """Give up to `limit` chats placed before that place, as a JSON array, and the last one's id if more follow."""
+    """Return up to `limit` chats before that number as a JSON array, and the last one's id if more follow."""
     rows = database.run(queries.get("select_chats"), {"before": before, "limit": limit})
     page = rows[:limit]
-    return "[" + ",".join(chat or "" for chat, _ in page) + "]", page[-1][1] if len(rows) > limit else None
+    return "[" + ",".join(chat for chat, _ in page) + "]", page[-1][1] if len(rows) > limit else None
+
+
+def take_turns(database: Database, worker_id: str, message_ids: Sequence[str]) -> list[str]:
+    """Mark turns as at work at a worker, and return those that are; the others are at work elsewhere."""
+    params = {"worker_id": worker_id, "message_ids": list(message_ids)}
+    return [message_id for (message_id,) in database.run(queries.get("take_turns"), params)]
+
+
+def give_back_turn(database: Database, worker_id: str, message_id: str) -> None:
+    """Take a worker's mark off a turn."""
+    database.run(queries.get("give_back_turn"), {"worker_id": worker_id, "message_id": message_id})
+
+
+def _value(rows: Sequence[tuple[T, ...]]) -> T | None:
+    return rows[0][0] if rows else None

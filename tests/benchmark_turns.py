@@ -1,32 +1,66 @@
 """The part of the benchmark that talks to the model: what a turn costs, and how long a piece takes."""
 
+import asyncio
 import contextlib
-import json
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import httpx2
 import openai
 import requests
 
-from tests.measure import Memory, Table, cpu_seconds, processes, say
+from tests.chats import running
+from tests.measure import Side, Table, cpu_seconds, interleave, memory_of
 from tests.services import KEY, ROOT, Service, free_port, wait_for
-from tests.wrk import WHOLE_TURN, Load
 
-TURN = """'POST', '/chat', headers, '{"content":"hello","stream":true}'"""
-TURN_SECONDS = 3.0
-DIRECT = "'POST', '/chat/completions', headers, '{}'"
+BODY = b'{"content":"hello","stream":true}'
+HEAD = f"POST /chat HTTP/1.1\r\nHost: chat\r\nx-api-key: {KEY}\r\nContent-Type: application/json\r\nContent-Length: "
+REQUEST = HEAD.encode() + b"%d\r\n\r\n%b" % (len(BODY), BODY)
+FIRST, GAP, PIECES = 1.0, 0.1, 20  # the model's pace in a crowd
+TURN_SECONDS = FIRST + GAP * (PIECES - 1)
+
+
+Turn = tuple[float, float, bool]  # when it ended, the seconds to its first piece, if it was answered in whole
+
+
+async def call(port: int, begin: float, end: float, turns: list[Turn]) -> None:
+    """Chat without pause over one connection, from one point in time to another, of time.perf_counter()."""
+    await asyncio.sleep(begin - time.perf_counter())
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    is_whole = True
+    while is_whole and (began := time.perf_counter()) < end:
+        writer.write(REQUEST)
+        received, first = b"", 0.0
+        while not received.endswith(b"0\r\n\r\n") and (data := await reader.read(65536)):
+            received += data
+            if not first and b"event: delta" in received:
+                first = time.perf_counter() - began
+        is_whole = received.count(b"event: delta") == PIECES and b"event: reply" in received
+        turns.append((time.perf_counter(), first, is_whole))
+    writer.close()
+
+
+def crowd(chat: Service, callers: int, seconds: float, spread: float = 0.0) -> list[Turn]:
+    """Return the turns that so many callers begin within so many seconds; they come over `spread` seconds."""
+    turns: list[Turn] = []
+
+    async def run() -> None:
+        now = time.perf_counter()
+        begins = [now + number / callers * spread for number in range(callers)]
+        await asyncio.gather(*(call(chat.port, begin, now + seconds, turns) for begin in begins))
+
+    asyncio.run(run())
+    return turns
 
 
 @contextlib.contextmanager
 def paced_model(first: float, gap: float) -> Iterator[str]:
-    """A model that takes so many seconds to its first piece, and between two; gives its address."""
+    """A model that takes so many seconds to its first piece, and between two; its address."""
     port = free_port()
     command = [sys.executable, "-m", "tests.paced_model", str(port), str(first), str(gap)]
     process = subprocess.Popen(command, cwd=ROOT)
@@ -39,96 +73,65 @@ def paced_model(first: float, gap: float) -> Iterator[str]:
         process.wait()
 
 
-@contextlib.contextmanager
-def chat_over(model: str, persistence: Service, folder: Path) -> Iterator[Service]:
-    chat = Service("chat", folder, API_BASE_URL=persistence.url, OPENAI_BASE_URL=model)
-    try:
-        yield chat
-    finally:
-        chat.stop()
+def chat_over(model: str, side: Side, folder: Path) -> contextlib.AbstractContextManager[Service]:
+    urls = {"API_BASE_URL": side.persistence.url, "OPENAI_BASE_URL": model}
+    return running("chat", folder, PYTHONPATH=side.root, **urls)
 
 
-def measure_turns(
-    table: Table, persistence: Service, spend_a: Callable[[], float], folder: Path, smoke: bool, quick: bool
-) -> None:
-    """Measure the turns; `spend_a` runs the bare view, and gives a request's CPU time in milliseconds."""
-    with paced_model(0, 0) as model, chat_over(model, persistence, folder) as chat:
-        measure_stream(table, chat, model, 5 if smoke else 50)
-        measure_cost(table, chat, persistence, spend_a, folder, 1 if smoke else 3 if quick else 5)
-    for callers in [10] if smoke else [200] if quick else [200, 500, 1000]:
-        with paced_model(1, 0.1) as model, chat_over(model, persistence, folder) as chat:
-            measure_crowd(table, chat, model, callers, folder, 8 if smoke else 12 if quick else 14 + callers // 40)
+def measure_turns(table: Table, sides: list[Side], folder: Path, rounds: int, seconds: int, crowds: list[int]) -> None:
+    with paced_model(0, 0) as model, contextlib.ExitStack() as stack:
+        chats = [stack.enter_context(chat_over(model, side, folder)) for side in sides]
+        measure_first(table, chats, model, rounds * 10)
+        measures = [partial(cost, *pair, seconds) for pair in zip(chats, sides, strict=True)]
+        figures = [f"{median(ms):.2f} ms CPU, {median(rate):.0f}/s" for ms, rate in interleave(rounds, measures)]
+        table.add(f"a turn of {PIECES} pieces, 50 callers", figures)
+    with paced_model(FIRST, GAP) as model:
+        for callers in crowds:
+            measure_crowd(table, model, sides, callers, folder, seconds * 3 + callers // 40, rounds // 3 + 1)
 
 
-def measure_stream(table: Table, chat: Service, model: str, rounds: int) -> None:
-    client = openai.OpenAI(api_key="none", base_url=model)
+def measure_first(table: Table, chats: list[Service], model: str, rounds: int) -> None:
     messages: Any = [{"role": "user", "content": "hello"}]
-    through = httpx2.Client(base_url=chat.url, headers={"x-api-key": KEY}, timeout=60)
 
-    def directly() -> list[float]:
+    def directly() -> tuple[float]:
         began = time.perf_counter()
-        stream = client.chat.completions.create(model="paced", messages=messages, stream=True)
-        return [time.perf_counter() - began for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+        with client.chat.completions.create(model="paced", messages=messages, stream=True) as stream:
+            next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
+            return ((time.perf_counter() - began) * 1000,)
 
-    def by_chat() -> list[float]:
-        began = time.perf_counter()
-        with through.stream("POST", "/chat", json={"content": "hello", "stream": True}) as response:
-            return [time.perf_counter() - began for line in response.iter_lines() if line == "event: delta"]
+    def through(chat: Service) -> tuple[float]:
+        return (median(first * 1000 for _, first, _ in crowd(chat, 1, 0.1)),)
 
-    calls: list[Callable[[], list[float]]] = [directly, by_chat]
-    for call in calls:
-        call()
-    pairs = [[call() for call in calls] for _ in range(rounds)]
-    client.close()
-    through.close()
-    first = [statistics.median(pair[which][0] for pair in pairs) * 1000 for which in (0, 1)]
-    gaps = [statistics.median((pair[which][-1] - pair[which][0]) / 19 for pair in pairs) * 1000 for which in (0, 1)]
-    work = "first delta of a stream"
-    table.add(work, f"{first[1]:.1f} ms", f"directly {first[0]:.1f} ms", f"{first[1] - first[0]:+.1f} ms")
-    table.add("  each further one", f"{gaps[1]:.2f} ms", f"directly {gaps[0]:.2f} ms", f"{gaps[1] - gaps[0]:+.2f} ms")
+    with openai.OpenAI(api_key="none", base_url=model) as client:
+        *ours, direct = interleave(rounds, [*(partial(through, chat) for chat in chats), directly])
+    figures = [f"{median(ms):.2f} ms" for (ms,) in ours]
+    table.add("first piece of a reply", figures, f"directly {median(direct[0]):.2f} ms")
 
 
-def measure_cost(
-    table: Table, chat: Service, persistence: Service, spend_a: Callable[[], float], folder: Path, rounds: int
+def cost(chat: Service, side: Side, seconds: float) -> tuple[float, float]:
+    """Return the milliseconds of CPU of both services for a turn, and the turns a second."""
+    pids = chat.process.pid, side.persistence.process.pid
+    before, began = cpu_seconds(*pids), time.perf_counter()
+    turns = crowd(chat, 50, seconds)
+    assert all(is_whole for _, _, is_whole in turns)
+    return (cpu_seconds(*pids) - before) / len(turns) * 1000, len(turns) / (time.perf_counter() - began)
+
+
+def measure_crowd(
+    table: Table, model: str, sides: list[Side], callers: int, folder: Path, seconds: int, rounds: int
 ) -> None:
-    load = Load(chat.url, TURN, folder, WHOLE_TURN)
-    parts = processes(chat.process.pid) + processes(persistence.process.pid)
-    costs, units, failed = [], [], 0
-    load.run(50, 1)  # its threads and connections are made
-    for _ in range(rounds):
-        before = cpu_seconds(parts)
-        result = load.run(50, 3)
-        costs.append((cpu_seconds(parts) - before) / result.answered * 1000)
-        failed += result.failed
-        units.append(spend_a())
-    cost, a = statistics.median(costs), statistics.median(units)
-    figure = f"{cost:.1f} ms CPU, {failed} failed"
-    table.add("a turn of 20 pieces, 50 callers", figure, f"A {a:.2f} ms", f"{cost / a:.1f} A")
+    """The rate is that of the second half, when those who could not be served at once have queued up."""
 
+    def measure(side: Side) -> tuple[float, float, float, float]:
+        with chat_over(model, side, folder) as chat, memory_of(chat) as memory:
+            end = time.perf_counter() + seconds
+            turns = crowd(chat, callers, seconds, TURN_SECONDS)
+        ends, firsts, whole = zip(*turns, strict=True)
+        rate = sum(end - seconds / 2 <= moment < end for moment in ends) / (seconds / 2)
+        return rate, max(firsts), max(memory), whole.count(False)
 
-def measure_crowd(table: Table, chat: Service, model: str, callers: int, folder: Path, seconds: int) -> None:
-    """Callers who chat without pause, and begin at any time of the first turn, since people are not in step.
-
-    The rate is that of the second half, when those who could not be served at once have queued up.
-    """
-    say(f"  {callers} callers")
-    directly = Load(model, DIRECT, folder).run(callers, 7, TURN_SECONDS)
-    end = time.time() + seconds
-    with Memory(chat) as memory:
-        result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, seconds, TURN_SECONDS)
-    rate, ideal = turns_between(chat, end - seconds / 2, end) / (seconds / 2), callers / directly.mean
-    figure = f"{rate:.0f} turns/s, {result.failed} failed, {memory.peak / callers / 1024:.0f} KiB a stream"
-    table.add(f"{callers} callers without pause", figure, f"directly {ideal:.0f}", f"{rate / ideal:.2f}")
-    figure = f"{result.longest:.1f} s, mean {result.mean:.1f} s"
-    table.add("  their longest turn", figure, f"directly {directly.longest:.1f} s")
-    if callers == 200:
-        result = Load(chat.url, TURN, folder, WHOLE_TURN).run(callers, 5)
-        figure = f"mean {result.mean:.1f} s of {result.answered}, {result.failed} failed"
-        table.add("  their first, all in step", figure, f"directly {directly.mean:.1f} s")
-
-
-def turns_between(chat: Service, begin: float, end: float) -> int:
-    """Count in its log the turns that ended between two points in time, of time.time()."""
-    lines = [json.loads(line) for line in chat.text().splitlines() if line.startswith("{")]
-    ends = [datetime.fromisoformat(line["time"]).timestamp() for line in lines if line.get("path") == "/chat"]
-    return sum(begin <= moment < end for moment in ends)
+    given = interleave(rounds, [partial(measure, side) for side in sides])
+    figures = [f"{median(rate):.1f} turns/s, {sum(failed):.0f} failed" for rate, _, _, failed in given]
+    table.add(f"{callers} callers without pause", figures, f"at the model's pace {callers / TURN_SECONDS:.0f}")
+    table.add("  their slowest first piece", [f"{median(first):.2f} s" for _, first, _, _ in given], f"model {FIRST} s")
+    table.add("  memory of the chat service", [f"{median(memory):.0f} MiB" for _, _, memory, _ in given])

@@ -11,16 +11,8 @@ import requests
 from tests.services import free_port, wait_for
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a reference to one
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--window-size=1280,1200"]
 
 
 def is_installed() -> bool:
@@ -30,15 +22,12 @@ def is_installed() -> bool:
 class Browser:
     """One window of a fresh profile."""
 
-    def __init__(self, profile: Path, width: int = 1280) -> None:
+    def __init__(self, profile: Path) -> None:
         port = free_port()
         self.driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
         self.url = f"http://127.0.0.1:{port}"
         wait_for(lambda: requests.get(f"{self.url}/status", timeout=5).json()["value"]["ready"], what="chromedriver")
-        options = {
-            "binary": shutil.which("chromium"),
-            "args": [*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},1200"],
-        }
+        options = {"binary": shutil.which("chromium"), "args": [*FLAGS, f"--user-data-dir={profile}"]}
         logs = {"browser": "ALL", "performance": "ALL"}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": logs}
         session = self._post(f"{self.url}/session", {"capabilities": {"alwaysMatch": wanted}})
@@ -54,7 +43,7 @@ class Browser:
         self._post(f"{self.session}/url", {"url": url})
 
     def find(self, css: str) -> str:
-        """Wait for an element that shows, and give its reference."""
+        """Wait for an element that shows, and return its reference."""
 
         def look() -> Any:
             script = "return [...document.querySelectorAll(arguments[0])].find(e => e.offsetParent) || null"
@@ -78,15 +67,14 @@ class Browser:
     def run(self, script: str, *arguments: Any) -> Any:
         return self._post(f"{self.session}/execute/sync", {"script": script, "args": arguments})
 
-    def errors(self) -> list[str]:
-        """Give what the console complained of."""
-        entries = self._post(f"{self.session}/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """Return what the browser has noted: in "browser" what its console says, in "performance" what it has done."""
+        entries: list[dict[str, Any]] = self._post(f"{self.session}/se/log", {"type": kind})
+        return entries
 
     def requested(self) -> list[str]:
-        """Give the addresses of all requests that were made."""
-        entries = self._post(f"{self.session}/se/log", {"type": "performance"})
-        events = [json.loads(entry["message"])["message"] for entry in entries]
+        """Return the addresses of all requests that were made."""
+        events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
     def close(self) -> None:

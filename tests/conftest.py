@@ -8,12 +8,16 @@ from typing import Any
 
 import psycopg
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from persistence.app import create_app
 from persistence.embedded import EmbeddedPostgres
+from persistence.settings import Settings
 from tests.fake_openai import FakeOpenAI
-from tests.services import KEY, OTHER_KEY, Service
+from tests.services import KEY, OTHER_KEY, Service, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +33,7 @@ def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def make_database(server_url: str) -> Iterator[Callable[[], str]]:
-    """Makes an empty database, and gives its connection string."""
+    """Make an empty database, and return its connection string."""
     names: list[str] = []
 
     def make() -> str:
@@ -61,6 +65,29 @@ def persistence(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def make_client() -> Iterator[Callable[[str], FlaskClient]]:
+    """Make the persistence service's app in this process, over a database, and return a client: no server, no HTTP."""
+    apps: list[Flask] = []
+
+    def make(database_url: str) -> FlaskClient:
+        apps.append(create_app(Settings(api_keys=(KEY.encode(),)), database_url))
+        client = apps[-1].test_client()
+        client.environ_base["HTTP_X_API_KEY"] = KEY
+        wait_for(lambda: client.get("/ready").status_code == 200, 30, "the app")
+        return client
+
+    yield make
+    for app in apps:
+        app.extensions["database"].close()
+
+
+@pytest.fixture(scope="session")
+def client(make_client: Callable[[str], FlaskClient], database_url: str) -> FlaskClient:
+    """A client of the app in this process, over the session's database."""
+    return make_client(database_url)
+
+
+@pytest.fixture(scope="session")
 def model_server() -> Iterator[FakeOpenAI]:
     server = FakeOpenAI()
     yield server
@@ -77,12 +104,21 @@ def model(model_server: FakeOpenAI) -> FakeOpenAI:
 @pytest.fixture(scope="session")
 def chat_settings(persistence: Service, model_server: FakeOpenAI) -> dict[str, Any]:
     """The settings of a chat service over the session's persistence service and model."""
-    return {"API_BASE_URL": persistence.url, "OPENAI_BASE_URL": model_server.url, "OPENAI_TIMEOUT": "1"}
+    return {"API_BASE_URL": persistence.url, "OPENAI_BASE_URL": model_server.url, "OPENAI_TIMEOUT": "2"}
 
 
 @pytest.fixture(scope="session")
 def shared_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     service = Service("chat", tmp_path_factory.mktemp("chat"), **chat_settings)
+    yield service
+    service.stop()
+
+
+@pytest.fixture(scope="session")
+def patient_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A second instance of the chat service, which waits longer for the model."""
+    own = {"OPENAI_TIMEOUT": 120, "WEB_CONCURRENCY": 1}
+    service = Service("chat", tmp_path_factory.mktemp("chat"), **(chat_settings | own))
     yield service
     service.stop()
 
@@ -97,3 +133,18 @@ def chat(shared_chat: Service, model: FakeOpenAI) -> Service:
 def folder(tmp_path: Path) -> Path:
     """A folder for the processes of one test."""
     return tmp_path
+
+
+@pytest.fixture
+def make_service(folder: Path) -> Iterator[Callable[..., Service]]:
+    """Start services of one's own, to be spoiled."""
+    services: list[Service] = []
+
+    def make(module: str, *flags: str, **settings: Any) -> Service:
+        services.append(Service(module, folder, *flags, **settings))
+        return services[-1]
+
+    yield make
+    for service in services:
+        if service.process.poll() is None:
+            service.stop()

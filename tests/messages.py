@@ -1,10 +1,12 @@
 """Messages for the tests: made, stored, and read back page by page."""
 
+import json
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import requests
+from werkzeug.test import TestResponse
 
 from tests.services import Service
 
@@ -20,7 +22,7 @@ def new_message(**fields: Any) -> dict[str, Any]:
 
 
 def store(service: Service, **fields: Any) -> dict[str, Any]:
-    """Store a message, and give what was answered."""
+    """Store a message, and return it as it was answered."""
     response = service.post("/messages/", json=new_message(**fields))
     assert response.status_code == 201, response.text
     message: dict[str, Any] = response.json()
@@ -38,13 +40,14 @@ def pages(service: Service, path: str, **params: Any) -> Iterator[list[dict[str,
         response = service.get(response.links["next"]["url"])
 
 
-def assert_error(response: requests.Response, code: int, *fields: str) -> None:
+def assert_error(response: requests.Response | TestResponse, code: int, *fields: str) -> None:
     """Expect the one form that every error has, which names exactly these fields."""
     assert response.status_code == code, response.text
     assert response.headers["Content-Type"] == "application/json"
-    body = response.json()
+    body = json.loads(response.text)
     assert list(body) == [*ERROR_FIELDS, *(["errors"] if fields else [])]
     assert body["code"] == code
     assert body["status"]
+    assert body["message"].isprintable()
     assert body["message"].endswith(".")
     assert set(body.get("errors", {})) == set(fields)

@@ -2,7 +2,9 @@
 20 pieces, and between them."""
 
 import asyncio
+import contextlib
 import json
+import re
 import sys
 
 PIECES = 20
@@ -19,47 +21,27 @@ def _chunked(data: bytes) -> bytes:
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-STREAM = [HEAD + _chunk({"role": "assistant", "content": ""})]
-STREAM += [_chunk({"content": f"word{number} "}) for number in range(PIECES)]
+BEGIN = HEAD + _chunk({"role": "assistant", "content": ""})
+STREAM = [_chunk({"content": f"word{number} "}) for number in range(PIECES)]
 STREAM[-1] += _chunk({}, "stop") + _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-class PacedModel(asyncio.Protocol):
-    """One connection, on which one request comes at a time."""
-
-    def __init__(self, first: float, gap: float) -> None:
-        self.first, self.gap = first, gap
-        self.data = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        head, separator, body = self.data.partition(b"\r\n\r\n")
-        lines = head.lower().split(b"\r\n")
-        length = next((int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")), 0)
-        if separator and len(body) >= length:
-            self.data = b""
-            self.transport.write(STREAM[0])
-            self.send(1, self.first)
-
-    def send(self, number: int, seconds: float) -> None:
-        if seconds:
-            asyncio.get_running_loop().call_later(seconds, self.send, number, 0.0)
-            return
-        if number == 1 and not self.gap:
-            self.transport.write(b"".join(STREAM[1:]))
-            return
-        self.transport.write(STREAM[number])
-        if number < PIECES and not self.transport.is_closing():
-            asyncio.get_running_loop().call_later(self.gap, self.send, number + 1, 0.0)
-
-
 async def serve(port: int, first: float, gap: float) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: PacedModel(first, gap), "127.0.0.1", port, backlog=2048)
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the caller has gone
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = re.search(rb"(?i)content-length: *(\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                writer.write(BEGIN)
+                await asyncio.sleep(first)
+                for piece in STREAM if gap else [b"".join(STREAM)]:
+                    writer.write(piece)
+                    await writer.drain()
+                    if piece is not STREAM[-1]:
+                        await asyncio.sleep(gap)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", port, backlog=2048)
     await server.serve_forever()
 
 

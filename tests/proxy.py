@@ -1,10 +1,9 @@
-"""A network that fails: a TCP proxy that passes connections on, cuts them, delays them, or swallows what they carry."""
+"""A network that fails: a TCP proxy that passes connections on, cuts them, or swallows what they carry."""
 
 import contextlib
 import socket
 import struct
 import threading
-import time
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
 
@@ -23,7 +22,6 @@ class Link:
             while data := source.recv(65536):
                 self.dead = self.dead or self.proxy.swallows
                 if not self.dead:
-                    time.sleep(self.proxy.delay)
                     target.sendall(data)
         if not self.dead:
             with contextlib.suppress(OSError):
@@ -40,14 +38,12 @@ class Link:
 class Proxy:
     """Listens on `port` of the loopback address; `target` is the path of a Unix socket, or a host and a port.
 
-    What it `swallows` is lost for good: a connection that lost a byte stays dead, and nobody is told. `delay` is in
-    seconds, for each piece of data.
+    What it `swallows` is lost for good: a connection that lost a byte stays dead, and nobody is told.
     """
 
     def __init__(self, target: str | tuple[str, int]) -> None:
         self.target = target
         self.swallows = False
-        self.delay = 0.0
         self.links: list[Link] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]

@@ -1,5 +1,6 @@
 """The services as real processes, for the tests to talk to, to stop and to kill."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import requests
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,8 +28,8 @@ def free_port() -> int:
         return port
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 15, what: str = "the condition") -> Any:
-    """Give the first true value of `condition`; what it raises counts as not yet."""
+def wait_for(condition: Callable[[], Any], seconds: float = 30, what: str = "the condition") -> Any:
+    """Return the first true value of `condition`; what it raises counts as not yet."""
     deadline = time.monotonic() + seconds
     problem: Exception | None = None
     while time.monotonic() < deadline:
@@ -77,7 +79,7 @@ class Service:
         return self.output.read_text()
 
     def log(self, request_id: str) -> dict[str, Any]:
-        """Wait for the log line of this request, and give it."""
+        """Wait for the log line of this request, and return it."""
 
         def find() -> dict[str, Any] | None:
             lines = [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
@@ -87,23 +89,31 @@ class Service:
         return line
 
     def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [pid for pid in map(int, children) if "postgres" not in Path(f"/proc/{pid}/comm").read_text()]
+        children = psutil.Process(self.process.pid).children()
+        return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE]
 
     def stop(self, end_signal: signal.Signals = signal.SIGTERM) -> int:
         self.session.close()
         self.process.send_signal(end_signal)
         return self.process.wait(45)
 
+    def connect(self, seconds: float = 30) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=seconds)
+
+    def is_refused(self) -> bool:
+        """Tell whether a new connection is refused."""
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self.port)) == errno.ECONNREFUSED
+
     def raw(self, data: bytes, seconds: float = 10) -> bytes:
-        """Send bytes as they are, and give what comes until the connection is closed or falls silent."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=seconds) as connection:
+        """Send bytes as they are, and return what comes until the connection is closed or falls silent."""
+        with self.connect(seconds) as connection:
             connection.sendall(data)
             return receive(connection)
 
 
 def receive(connection: socket.socket) -> bytes:
-    """Give what comes until the connection is closed, or a whole response with a Content-Length is here."""
+    """Return what comes until the connection is closed, or a whole response with a Content-Length is here."""
     received = b""
     while True:
         head, _, body = received.partition(b"\r\n\r\n")
@@ -117,3 +127,14 @@ def receive(connection: socket.socket) -> bytes:
         if not data:
             return received
         received += data
+
+
+def seconds_of(call: Callable[[], requests.Response]) -> tuple[int, float]:
+    """Return the status that a call gets, and how long it takes."""
+    began = time.monotonic()
+    return call().status_code, time.monotonic() - began
+
+
+def postmaster(data_dir: Path) -> psutil.Process:
+    """Return the first process of the PostgreSQL that a service runs in this folder."""
+    return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().split()[0]))

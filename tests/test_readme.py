@@ -2,15 +2,17 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from tests.services import ROOT, free_port, wait_for
+from tests.messages import store
+from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 README = (ROOT / "README.md").read_text()
 
 
 def normal(answer: str) -> list[str]:
-    """Give the lines with every time of day made the same."""
+    """Return the lines with every time of day made the same."""
     return re.sub(r"20\d\d-\d\d-\d\dT[0-9:.]+\+00:00", "TIME", answer).strip().split("\n")
 
 
@@ -43,6 +45,25 @@ def test_the_tour_answers_as_shown(folder: Path) -> None:
     finally:
         system.send_signal(signal.SIGINT)
         assert system.wait(60) == 0, output.read_text()
+
+
+def test_messages_move_as_shown(
+    make_service: Callable[..., Service], make_database: Callable[[], str], folder: Path
+) -> None:
+    """A second run leaves alone what the first one has stored."""
+    old, new = (make_service("persistence", DATABASE_URL=make_database(), API_KEY=KEY) for _ in range(2))
+    for number in range(3):
+        store(old, content=f"{number} \u00e9\U0001f600 " + "long " * 100_000)
+    script = re.search(r"```sh\n(curl -s --fail \$FROM.*?)```", README, re.DOTALL)
+    assert script
+    env = {"PATH": "/usr/bin:/bin", "KEY": KEY, "FROM": old.url, "TO": new.url}
+    for answers in ('{"stored":2,"already_there":0}', '{"stored":0,"already_there":2}'):
+        done = subprocess.run(
+            ["bash", "-c", script[1]], cwd=folder, env=env, capture_output=True, text=True, timeout=60
+        )
+        assert answers in done.stdout, done.stdout + done.stderr
+    lines = {"Accept": "application/x-ndjson"}
+    assert new.get("/messages/", headers=lines).content == old.get("/messages/", headers=lines).content != b""
 
 
 def test_the_settings_are_those_that_are_read() -> None:

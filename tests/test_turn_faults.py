@@ -1,13 +1,10 @@
 """A turn whose services are killed at any of its steps: a repeat completes it, with one question and one reply."""
 
 import contextlib
-import os
 import re
-import signal
 import socket
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,19 +15,24 @@ import psycopg
 import pytest
 import requests
 
-from tests.chats import events_of, new_turn, post_turn, running, stored
+from tests.chats import answer_of, error_of, kill, new_turn, post_turn, running, stored
 from tests.fake_openai import FakeOpenAI
 from tests.messages import new_id, store
 from tests.services import KEY, Service, free_port, wait_for
 
 pytestmark = pytest.mark.slow
 
-REQUESTS = ("question", "history", "reply")  # what a turn sends to the persistence service, in this order
+REQUESTS = ("question", "mark", "history", "reply")  # what a turn sends to the persistence service, in this order
 PLACES = ("before", "after", "midway")  # not passed on yet; passed on, but not answered; half of the answer is sent
-STOPS = {f"{name}-{place}": (number, place) for number, name in enumerate(REQUESTS, 1) for place in PLACES}
-STEPS = [*STOPS, "model-asked", "model-begun", "model-midway", "answered"]
-IN_PIECES = ("model-begun", "model-midway")
-WHOLE_REPLY = re.compile(r"piece 0 piece 1 |reply number \d+|reply to fault: .* # .*")
+HELD = [f"{request}-{place}-{way}" for request in REQUESTS for place in PLACES for way in ("whole", "streamed")]
+ASKING = [f"model-{state}-{way}" for state in ("asked", "begun", "midway") for way in ("whole", "streamed")]
+ANSWERED = ["answered-whole", "answered-streamed"]
+STEPS = [*HELD, *ASKING, *ANSWERED]
+FAULTS = {"model-begun": "role, hold, say all, finish stop", "model-midway": "say ha, hold, say lf, finish stop"}
+WHOLE_REPLY = re.compile(r"all|half|reply number \d+|reply to fault: .* # .*")
+WAITING = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON oid = database WHERE NOT granted AND datname = current_database()
+"""
 each_step = pytest.mark.parametrize("step", STEPS)
 
 
@@ -43,25 +45,27 @@ class StepHandler(BaseHTTPRequestHandler):
     def pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         step = self.headers.get("X-Request-ID", "")
-        self.server.counts[step] += 1  # without a lock: a turn sends one request after another
-        number = self.server.counts[step]
+        name = {"PUT": "mark", "GET": "history"}.get(self.command, "reply" if b'"ai"' in body else "question")
+        if name == "mark" and not self.server.knows_marks:
+            self.send_error(404)
+            return
         try:
-            self.server.reach(step, (number, "before"))
+            self.server.reach(step, f"{name}-before")
             with contextlib.closing(HTTPConnection("127.0.0.1", self.server.target, timeout=60)) as connection:
                 connection.request(self.command, self.path, body, dict(self.headers))
                 response = connection.getresponse()
                 answer = response.read()
-            self.server.reach(step, (number, "after"))
+            self.server.reach(step, f"{name}-after")
             kind = response.headers["Content-Type"]
             head = f"HTTP/1.1 {response.status} -\r\nContent-Type: {kind}\r\nContent-Length: {len(answer)}\r\n\r\n"
             self.wfile.write(head.encode() + answer[: len(answer) // 2])
-            self.server.reach(step, (number, "midway"))
+            self.server.reach(step, f"{name}-midway")
             self.wfile.write(answer[len(answer) // 2 :])
         except (OSError, HTTPException):
             self.close_connection = True
         self.server.held.discard(step)
 
-    do_GET = do_POST = pass_on  # noqa: N815  # the names that its base calls
+    do_GET = do_POST = do_PUT = do_DELETE = pass_on  # noqa: N815  # the names that its base calls
 
 
 class StepProxy(ThreadingHTTPServer):
@@ -73,22 +77,25 @@ class StepProxy(ThreadingHTTPServer):
     def __init__(self, target: int) -> None:
         super().__init__(("127.0.0.1", 0), StepHandler)
         self.target = target
-        self.counts: Counter[str] = Counter()
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.held: set[str] = set()
+        self.reached: set[str] = set()
         self.connections: list[socket.socket] = []
         self.may_go_on = threading.Event()
         self.loses = False
+        self.knows_marks = True
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def verify_request(self, request: Any, client_address: Any) -> bool:
+    def verify_request(self, request: Any, _client_address: Any) -> bool:
         self.connections.append(request)
         return True
 
-    def reach(self, step: str, point: tuple[int, str]) -> None:
+    def reach(self, step: str, point: str) -> None:
         """Hold the turn if this is its step. Raises ConnectionError when what is held is lost."""
-        if STOPS.get(step) == point:
+        if step.rpartition("-")[0] == point and step not in self.reached:
+            self.reached.add(step)
             self.held.add(step)
-            self.may_go_on.wait(60)
+            self.may_go_on.wait(90)
             if self.loses:
                 raise ConnectionError
 
@@ -100,12 +107,9 @@ class StepProxy(ThreadingHTTPServer):
                 connection.shutdown(socket.SHUT_RDWR)
         self.may_go_on.set()
 
-
-@contextlib.contextmanager
-def proxy_before(service: Service) -> Iterator[StepProxy]:
-    with StepProxy(service.port) as proxy:
-        yield proxy
-        proxy.shutdown()
+    def server_close(self) -> None:
+        self.shutdown()
+        super().server_close()
 
 
 class Outcome(NamedTuple):
@@ -120,9 +124,9 @@ class Outcome(NamedTuple):
 class Turns:
     """One turn for each step, in a chat of its own that holds two messages; all are held there at the same time."""
 
-    def __init__(self, persistence: Service, model: FakeOpenAI, *, streamed: bool) -> None:
+    def __init__(self, persistence: Service, model: FakeOpenAI) -> None:
         model.reset()
-        self.model, self.streamed = model, streamed
+        self.model = model
         self.turns = {step: self.new(persistence, step) for step in STEPS}
         self.pool = ThreadPoolExecutor(len(STEPS))
         self.firsts: dict[str, Future[requests.Response]] = {}
@@ -131,12 +135,12 @@ class Turns:
         chat_id = new_id()
         for role in ("human", "ai"):
             store(persistence, chat_id=chat_id, role=role, content=f"earlier by {role}")
-        fault = "steps 2" if step in IN_PIECES else "count"
-        return new_turn(f"fault: {fault} # {step}", chat_id=chat_id, stream=self.streamed)
+        fault = FAULTS.get(step.rpartition("-")[0], "count")
+        return new_turn(f"fault: {fault} # {step}", chat_id=chat_id, stream=step.endswith("streamed"))
 
     def post(self, chat: Service, step: str, **headers: str) -> requests.Response:
         headers |= {"x-api-key": KEY}
-        return requests.post(f"{chat.url}/chat", json=self.turns[step], headers=headers, timeout=60)
+        return requests.post(f"{chat.url}/chat", json=self.turns[step], headers=headers, timeout=180)
 
     def begin(self, chat: Service, *steps: str) -> None:
         for step in steps:
@@ -144,24 +148,19 @@ class Turns:
 
     def begin_all(self, chat: Service, proxy: StepProxy) -> None:
         """Begin each turn, and wait until each has come to its step."""
-        self.begin(chat, *STOPS, "answered")
-        wait_for(lambda: proxy.held == set(STOPS))
-        self.firsts["answered"].result()
-        self.model.steps.release()
-        self.begin(chat, "model-midway")
-        wait_for(lambda: self.is_asked("model-midway") and self.model.steps._value == 0)
+        self.begin(chat, *HELD, *ANSWERED)
+        wait_for(lambda: proxy.held == set(HELD), 30)
+        for step in ANSWERED:
+            self.firsts[step].result()
         self.model.may_answer.clear()
-        self.begin(chat, "model-begun", "model-asked")
-        wait_for(lambda: self.is_asked("model-begun") and self.is_asked("model-asked"))
-
-    def is_asked(self, step: str) -> bool:
-        return bool(self.model.asked(self.turns[step]["content"]))
+        self.begin(chat, *ASKING)
+        wait_for(lambda: all(self.model.asked(self.turns[step]["content"]) for step in ASKING))
 
     def go_on(self, proxy: StepProxy, *, loses: bool) -> None:
         """Let the model go on, and what is held at the proxy, or lose that."""
         proxy.go_on(loses=loses)
         self.model.may_answer.set()
-        self.model.steps.release(10)
+        self.model.steps.release(20)
 
     def answers(self) -> dict[str, requests.Response | None]:
         """Wait for what the turns are answered at first."""
@@ -181,147 +180,119 @@ class Turns:
         }
 
 
-def kill(service: Service) -> None:
-    """Kill all of its processes, as a machine does that loses its power."""
-    for pid in (service.process.pid, *service.workers()):
-        os.kill(pid, signal.SIGKILL)
-    service.process.wait(10)
-    service.session.close()
-    wait_for(lambda: refuses(service), what="the end of listening")
-
-
-def refuses(service: Service) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", service.port)) != 0
-
-
-def stored_of(response: requests.Response) -> list[dict[str, Any]]:
-    """Give the question and the reply of an answer, whole or streamed."""
-    assert response.status_code == 200, response.text
-    if response.headers["Content-Type"].startswith("text/event-stream"):
-        events = dict(events_of(response.content.decode()))
-        return [events["message"], events["reply"]]
-    return list(response.json().values())
-
-
 def assert_told_to_come_back(response: requests.Response) -> None:
     """Expect a 503 that says when to come back, or, in a stream that has begun, its event."""
-    if response.status_code == 200:
-        name, error = events_of(response.content.decode())[-1]
-        assert (name, error["code"]) == ("error", 503)
-    else:
-        assert (response.status_code, response.json()["code"]) == (503, 503)
-        assert int(response.headers["Retry-After"]) > 0
+    assert error_of(response)["code"] == 503
+    assert response.status_code == 200 or int(response.headers["Retry-After"]) > 0
 
 
 def assert_completed(outcome: Outcome) -> None:
-    """Expect, after what was there before, one question and one whole reply, which the repeat was answered."""
-    *earlier, question, reply = outcome.messages
-    assert [message["content"] for message in earlier] == ["earlier by human", "earlier by ai"]
-    assert (question["role"], reply["role"]) == ("human", "ai")
-    assert WHOLE_REPLY.fullmatch(reply["content"])
-    assert stored_of(outcome.repeat) == [question, reply]
-
-
-def assert_remembered(outcome: Outcome) -> None:
-    """Expect each call to have given the model what the chat held before."""
+    """Expect one question and one whole reply, which the repeat was answered; and what was before, in each call."""
+    human, ai, *answer = outcome.messages
+    assert [human["content"], ai["content"]] == ["earlier by human", "earlier by ai"]
+    assert [message["role"] for message in answer] == ["human", "ai"]
+    assert WHOLE_REPLY.fullmatch(answer[1]["content"])
+    assert answer_of(outcome.repeat) == answer
     for call in outcome.calls:
-        *_, human, ai, _question = [message["content"] for message in call["messages"]]
-        assert (human, ai) == ("earlier by human", "earlier by ai")
+        assert [message["content"] for message in call["messages"][-3:-1]] == ["earlier by human", "earlier by ai"]
 
 
-class Played(NamedTuple):
-    """What became of all turns, and what the services logged."""
-
-    outcomes: dict[str, Outcome]
-    log: str
-
-
-@pytest.fixture(scope="module", params=["whole", "streamed"])
-def is_streamed(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param == "streamed")
-
-
-@pytest.fixture(scope="module")
-def play_outage(
+@pytest.fixture(scope="module", params=[True, False], ids=["brief", "long"])
+def outage(
+    request: pytest.FixtureRequest,
     make_database: Callable[[], str],
     chat_settings: dict[str, Any],
     model_server: FakeOpenAI,
-    is_streamed: bool,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Callable[[bool], Played]:
+) -> tuple[bool, dict[str, Outcome]]:
     """Kills the persistence service; starts it again before anybody finds out, or when all have given up."""
-
-    def play(is_brief: bool) -> Played:
-        folder = tmp_path_factory.mktemp("outage")
-        settings = {"DATABASE_URL": make_database(), "API_KEY": KEY, "PORT": free_port()}
-        with contextlib.ExitStack() as stack:
-            doomed = stack.enter_context(running("persistence", folder, **settings))
-            proxy = stack.enter_context(proxy_before(doomed))
-            own = {"API_BASE_URL": f"http://127.0.0.1:{proxy.server_port}", "OPENAI_TIMEOUT": 30}
-            chat = stack.enter_context(running("chat", folder, **(chat_settings | own)))
-            turns = Turns(doomed, model_server, streamed=is_streamed)
-            turns.begin_all(chat, proxy)
-            kill(doomed)
-            if not is_brief:
-                turns.go_on(proxy, loses=True)
-                turns.answers()
-            again = stack.enter_context(running("persistence", folder, **settings))
-            if is_brief:
-                turns.go_on(proxy, loses=True)
-                turns.answers()
-            repeats = turns.repeat_all(chat)
-            return Played(turns.outcomes(again, repeats), chat.text() + again.text())
-
-    return play
-
-
-@pytest.fixture(scope="module")
-def brief_outage(play_outage: Callable[[bool], Played]) -> Played:
-    return play_outage(True)
-
-
-@pytest.fixture(scope="module")
-def long_outage(play_outage: Callable[[bool], Played]) -> Played:
-    return play_outage(False)
+    folder = tmp_path_factory.mktemp("outage")
+    settings = {"DATABASE_URL": make_database(), "API_KEY": KEY, "PORT": free_port()}
+    with contextlib.ExitStack() as stack:
+        doomed = stack.enter_context(running("persistence", folder, **settings))
+        proxy = stack.enter_context(StepProxy(doomed.port))
+        own = {"API_BASE_URL": proxy.url, "OPENAI_TIMEOUT": 120}
+        chat = stack.enter_context(running("chat", folder, **(chat_settings | own)))
+        turns = Turns(doomed, model_server)
+        turns.begin_all(chat, proxy)
+        kill(doomed)
+        if not request.param:
+            turns.go_on(proxy, loses=True)
+            turns.answers()
+        again = stack.enter_context(running("persistence", folder, **settings))
+        turns.go_on(proxy, loses=True)
+        turns.answers()
+        outcomes = turns.outcomes(again, turns.repeat_all(chat))
+        assert not re.search('"status": 500|Traceback', chat.text() + again.text())
+        return request.param, outcomes
 
 
 @each_step
-def test_a_turn_survives_a_brief_outage(brief_outage: Played, step: str) -> None:
-    assert_completed(brief_outage.outcomes[step])
-    assert_remembered(brief_outage.outcomes[step])
-
-
-@each_step
-def test_nobody_notices_a_brief_outage_but_who_was_reading_the_history(brief_outage: Played, step: str) -> None:
-    outcome = brief_outage.outcomes[step]
+def test_an_outage_is_noticed_only_if_it_is_long_or_cuts_the_history(
+    outage: tuple[bool, dict[str, Outcome]], step: str
+) -> None:
+    is_brief, outcomes = outage
+    assert_completed(outcome := outcomes[step])
     assert outcome.first is not None
-    if step == "history-midway":
+    if step.startswith("history-midway") or not (is_brief or step in ANSWERED):
         assert_told_to_come_back(outcome.first)
     else:
-        assert stored_of(outcome.first) == outcome.messages[2:]
+        assert answer_of(outcome.first) == answer_of(outcome.repeat)
+        assert len(outcome.calls) == 1
+
+
+@pytest.fixture(scope="module", params=["lost", "early", "late"])
+def takeover(
+    request: pytest.FixtureRequest,
+    persistence: Service,
+    shared_chat: Service,
+    chat_settings: dict[str, Any],
+    model_server: FakeOpenAI,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Outcome]:
+    """Kills the chat service, and sends all turns to another one.
+
+    What the killed one had sent is lost, or reaches the persistence service before the repeats, or after them.
+    """
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(StepProxy(persistence.port))
+        own = {"API_BASE_URL": proxy.url, "OPENAI_TIMEOUT": 120}
+        doomed = stack.enter_context(running("chat", tmp_path_factory.mktemp("chat"), **(chat_settings | own)))
+        turns = Turns(persistence, model_server)
+        turns.begin_all(doomed, proxy)
+        kill(doomed)
+        turns.answers()
+        if request.param != "late":
+            turns.go_on(proxy, loses=request.param == "lost")
+            wait_for(lambda: not proxy.held)
+        model_server.may_answer.set()
+        repeats = turns.repeat_all(shared_chat)
+        turns.go_on(proxy, loses=False)
+        wait_for(lambda: not proxy.held)
+        return turns.outcomes(persistence, repeats)
 
 
 @each_step
-def test_a_turn_is_completed_after_a_long_outage(long_outage: Played, step: str) -> None:
-    assert_completed(long_outage.outcomes[step])
-    assert_remembered(long_outage.outcomes[step])
-
-
-@each_step
-def test_a_long_outage_is_told(long_outage: Played, step: str) -> None:
-    outcome = long_outage.outcomes[step]
-    assert outcome.first is not None
-    if step == "answered":
-        assert stored_of(outcome.first) == outcome.messages[2:]
+def test_a_turn_is_completed_elsewhere_when_its_chat_service_is_killed(takeover: dict[str, Outcome], step: str) -> None:
+    outcome = takeover[step]
+    assert_completed(outcome)
+    if step in ANSWERED:
+        assert outcome.first is not None
+        assert answer_of(outcome.first) == answer_of(outcome.repeat)
     else:
-        assert_told_to_come_back(outcome.first)
+        assert outcome.first is None
 
 
-def test_an_outage_is_no_failure_inside(brief_outage: Played, long_outage: Played) -> None:
-    for played in (brief_outage, long_outage):
-        assert '"status": 500' not in played.log
-        assert "Traceback" not in played.log
+def test_a_turn_goes_on_without_a_mark_where_nobody_keeps_marks(
+    persistence: Service, chat_settings: dict[str, Any], model: FakeOpenAI, folder: Path
+) -> None:
+    with StepProxy(persistence.port) as proxy:
+        proxy.knows_marks = False  # as an old persistence service
+        with running("chat", folder, **(chat_settings | {"API_BASE_URL": proxy.url})) as chat:
+            turn = new_turn("fault: count")
+            answers = [answer_of(post_turn(chat, turn)) for _ in range(2)]
+    assert answers == [stored(persistence, turn)] * 2
+    assert len(model.requests) == 1
 
 
 @pytest.mark.parametrize("request_name", ["question", "reply"])
@@ -330,10 +301,8 @@ def test_a_turn_whose_statement_outlives_the_persistence_service(
 ) -> None:
     turn = new_turn("fault: count # outlived")
     settings: dict[str, Any] = {"DATABASE_URL": make_database(), "API_KEY": KEY, "PORT": free_port()}
-    settings |= {"WEB_CONCURRENCY": 1}  # one connection to the database, which knows the statement after its first use
     with contextlib.ExitStack() as stack:
         doomed = stack.enter_context(running("persistence", folder, **settings))
-        store(doomed)
         own = {"API_BASE_URL": doomed.url, "OPENAI_TIMEOUT": 30}
         chat = stack.enter_context(running("chat", folder, **(chat_settings | own)))
         pool = stack.enter_context(ThreadPoolExecutor())
@@ -346,68 +315,10 @@ def test_a_turn_whose_statement_outlives_the_persistence_service(
             if request_name == "question":
                 first = pool.submit(post_turn, chat, turn)
             model.may_answer.set()
-            wait_for(lambda: waits_for_lock(blocker))
+            wait_for(lambda: blocker.execute(WAITING).fetchone() == (1,))
             kill(doomed)
             again = stack.enter_context(running("persistence", folder, **settings))
         if first.result().status_code != 200:
             assert_told_to_come_back(first.result())
         model.is_well = True
-        repeat = post_turn(chat, turn)
-        assert [message["role"] for message in stored(again, turn)] == ["human", "ai"]
-        assert stored_of(repeat) == stored(again, turn)
-
-
-def waits_for_lock(connection: psycopg.Connection[Any]) -> bool:
-    statement = (
-        "SELECT count(*) FROM pg_locks WHERE NOT granted "
-        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-    )
-    return connection.execute(statement).fetchone() == (1,)
-
-
-@pytest.fixture(scope="module", params=["lost", "early", "late"])
-def takeover(
-    request: pytest.FixtureRequest,
-    persistence: Service,
-    shared_chat: Service,
-    chat_settings: dict[str, Any],
-    model_server: FakeOpenAI,
-    is_streamed: bool,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Played:
-    """Kills the chat service, and sends all turns to another one.
-
-    What the killed one had sent is lost, or reaches the persistence service before the repeats, or after them.
-    """
-    with contextlib.ExitStack() as stack:
-        proxy = stack.enter_context(proxy_before(persistence))
-        own = {"API_BASE_URL": f"http://127.0.0.1:{proxy.server_port}", "OPENAI_TIMEOUT": 30}
-        doomed = stack.enter_context(running("chat", tmp_path_factory.mktemp("chat"), **(chat_settings | own)))
-        turns = Turns(persistence, model_server, streamed=is_streamed)
-        turns.begin_all(doomed, proxy)
-        kill(doomed)
-        turns.answers()
-        if request.param != "late":
-            turns.go_on(proxy, loses=request.param == "lost")
-            wait_for(lambda: not proxy.held)
-        model_server.may_answer.set()
-        repeats = turns.repeat_all(shared_chat)
-        turns.go_on(proxy, loses=False)
-        wait_for(lambda: not proxy.held)
-        return Played(turns.outcomes(persistence, repeats), doomed.text())
-
-
-@each_step
-def test_a_turn_is_completed_elsewhere_when_its_chat_service_is_killed(takeover: Played, step: str) -> None:
-    assert_completed(takeover.outcomes[step])
-    assert_remembered(takeover.outcomes[step])
-
-
-@each_step
-def test_a_killed_chat_service_answered_no_turn_but_the_finished_one(takeover: Played, step: str) -> None:
-    outcome = takeover.outcomes[step]
-    if step == "answered":
-        assert outcome.first is not None
-        assert stored_of(outcome.first) == outcome.messages[2:]
-    else:
-        assert outcome.first is None
+        assert answer_of(post_turn(chat, turn)) == stored(again, turn)

@@ -1,10 +1,9 @@
 """Load by Debian's wrk: a number of connections, each of which sends its next request when the last one is answered."""
 
-import json
 import subprocess
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from tests.services import KEY
 
@@ -17,63 +16,38 @@ local function hex(n) return string.format("%0" .. n .. "x", math.random(0, 16 ^
 local function uuid() return hex(8) .. "-" .. hex(4) .. "-4" .. hex(3) .. "-a" .. hex(3) .. "-" .. hex(6) .. hex(6) end
 local function chat() return "{chat}" .. string.format("%012x", math.random(0, {chats} - 1)) end
 local headers = {{["x-api-key"] = "{key}", ["content-type"] = "application/json"}}
-local threads = {{}}
-unfit = 0
-setup = function(thread) table.insert(threads, thread) end
+local ids = {{{ids}}}
+local function id() return ids[math.random(1, #ids)] end
 request = function() return wrk.format({request}) end
-init = function(arguments)
-  local connections, spread, begun = tonumber(arguments[1]), tonumber(arguments[2]) * 1000, 0
-  if spread > 0 then
-    delay = function()  -- in milliseconds, before each request
-      begun = begun + 1
-      return begun <= connections and begun / connections * spread or 0
-    end
-  end
-end
-{check}
+if {pause} > 0 then delay = function() return {pause} end end
 done = function(summary, latency)
-  local failed = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
-  for _, thread in ipairs(threads) do failed = failed + thread:get("unfit") end
+  local errors = summary.errors
   io.write(string.format(
-    'RESULT {{"answered": %d, "failed": %d, "mean": %f, "longest": %f}}\\n',
-    summary.requests, failed + summary.errors.status, latency.mean / 1e6, latency.max / 1e6
+    "RESULT %d %d %f\\n", summary.requests,
+    errors.connect + errors.read + errors.write + errors.timeout + errors.status, latency:percentile(99) / 1000
   ))
 end
 """
-WHOLE_TURN = """
-response = function(status, headers, body)
-  local _, deltas = body:gsub("event: delta", "")
-  if deltas < 20 or not body:find("event: reply", 1, true) then unfit = unfit + 1 end
-end
-"""
-BODY = (
+MESSAGE = (
     """'{"message_id":"' .. uuid() .. '","chat_id":"' .. chat() .. '","content":"'"""
     f""" .. '{CONTENT}' .. '","role":"human","rating":null,"sent_at":"2026-11-23T16:04:05.12Z"}}'"""
 )
-
-
-class Result(NamedTuple):
-    """How many were answered, how many failed, and how long the mean and the longest answer took, in seconds."""
-
-    answered: int
-    failed: int
-    mean: float
-    longest: float
+POST = f"'POST', '/messages/', headers, {MESSAGE}"
 
 
 class Load:
-    """Requests to `url`: `request` is the arguments of wrk.format, in Lua; `check` counts what is `unfit`, in Lua;
-    chat() is the id of one of so many `chats`."""
+    """Requests to `url`: `request` is the arguments of wrk.format, in Lua, where id() is one of `ids`, and chat() that
+    of one of the CHATS; each connection makes a `pause`, in milliseconds, before each request."""
 
-    def __init__(self, url: str, request: str, folder: Path, check: str = "", chats: int = CHATS) -> None:
+    def __init__(self, url: str, request: str, folder: Path, ids: Sequence[str] = (), pause: int = 0) -> None:
         self.url = url
         self.script = folder / f"{uuid.uuid4().hex}.lua"
-        self.script.write_text(LUA.format(chat=CHAT, chats=chats, key=KEY, request=request, check=check))
+        quoted = ",".join(f"'{one}'" for one in ids)
+        self.script.write_text(LUA.format(chat=CHAT, chats=CHATS, key=KEY, ids=quoted, request=request, pause=pause))
 
-    def run(self, connections: int, seconds: int, spread: float = 0.0) -> Result:
-        """Keep up the load for so many seconds; the connections begin one after another, over `spread` seconds."""
+    def run(self, connections: int, seconds: int) -> tuple[int, int, float]:
+        """Keep up the load; return how many were answered, how many failed, and in what time 99 % were, in ms."""
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "90s", "-s", self.script, self.url]
-        command += ["--", connections, spread]
-        output = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
-        line = next(line for line in output.splitlines() if line.startswith("RESULT "))
-        return Result(**json.loads(line.removeprefix("RESULT ")))
+        output = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout
+        answered, failed, p99 = next(line.split()[1:] for line in output.splitlines() if line.startswith("RESULT "))
+        return int(answered), int(failed), float(p99)

@@ -1,1 +1,1 @@
-"""What both services stand on: settings, keys, errors, logs, documentation, and the server. Knows no database."""
+"""What both services stand on: settings, keys, errors, logs, documentation and the server. Knows no database."""

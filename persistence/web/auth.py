@@ -1,4 +1,4 @@
-"""The key check, before anything else of a request is looked at."""
+"""The check of the API key, before anything else of a request is looked at."""
 
 import hmac
 import re
@@ -15,22 +15,17 @@ OPEN_PATHS = ("/health", "/ready", "/docs", "/openapi.json")
 
 
 def presented_key() -> bytes:
-    """Give the bytes of the caller's x-api-key header; empty where there is none (WSGI: headers are Latin-1)."""
+    """Return the caller's key; empty if there is none. (In WSGI, a header's bytes are Latin-1: PEP 3333.)"""
     header: str = request.environ.get("HTTP_X_API_KEY", "")
     return header.encode("latin-1")
 
 
-def is_open(path: str) -> bool:
-    """Tell whether `path` needs no key."""
-    return path.rstrip("/") in OPEN_PATHS or path.startswith("/docs/")
-
-
 def init_app(app: Flask, accepts: Callable[[bytes], bool]) -> None:
-    """Answer 401 to every request whose key `accepts` turns down, the open paths apart."""
+    """Answer 401 to each request whose key `accepts` refuses, those to open paths apart."""
 
     @app.before_request
     def check_key() -> None:
-        if is_open(request.path):
+        if request.path.rstrip("/") in OPEN_PATHS or request.path.startswith("/docs/"):
             return
         key = presented_key()
         if not key or not accepts(key):
@@ -39,15 +34,15 @@ def init_app(app: Flask, accepts: Callable[[bytes], bool]) -> None:
 
 
 def parse_keys(secret: str | None) -> tuple[bytes, ...]:
-    """Give the keys that `secret` holds, one a line. Raises SettingsError where there is none, or one can't be sent."""
+    """Return the keys in `secret`, one a line. Raises SettingsError if there is none, or one that can't be sent."""
     keys = tuple(line.strip().encode() for line in (secret or "").splitlines() if line.strip())
     if not keys:
-        raise SettingsError("API_KEY: there is no key in it")
+        raise SettingsError("API_KEY must hold at least one key")
     if not all(PRINTABLE.fullmatch(key) for key in keys):
-        raise SettingsError("API_KEY: a key may only hold printable ASCII characters and no spaces")
+        raise SettingsError("API_KEY: a key must be of printable ASCII characters, without spaces")
     return keys
 
 
 def is_one_of(key: bytes, keys: tuple[bytes, ...]) -> bool:
-    """Tell whether `key` is one of `keys`, in a time that says nothing of them."""
-    return any([hmac.compare_digest(key, known) for known in keys])  # noqa: C419  # all of them are compared, always
+    """Return whether `key` is one of `keys`, in a time that does not depend on them."""
+    return any([hmac.compare_digest(key, known) for known in keys])  # noqa: C419  # a generator would stop at the first

@@ -1,7 +1,7 @@
 """Swagger UI on /docs, from the files of the package flask-swagger-ui, and /openapi.json beside it."""
 
-from collections.abc import Callable
-from copy import deepcopy
+from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ START = """window.ui = SwaggerUIBundle({
 """
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-ID": {
-        "description": "The caller's own X-Request-ID, else a fresh UUID; it stands on every log line of the request.",
+        "description": "The caller's own X-Request-ID, else a fresh UUID; it is on every log line of the request.",
         "schema": {"type": "string", "example": "3f0b6d1c-5a52-4a0e-9a53-0f5c3f1d2a77"},
     },
     "WWW-Authenticate": {
@@ -58,42 +58,17 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "example": "1"},
     },
 }
-EXAMPLES = {
-    400: "Send a body of valid JSON in UTF-8 (it breaks at line 1, column 12).",
-    401: f"Send a valid key in the {HEADER} header.",
-    415: "Send the body as plain JSON in UTF-8, with the header Content-Type: application/json.",
-    422: "Correct and send again: role.",
-}
-DESCRIPTIONS = {
-    400: "The body is no JSON.",
-    401: f"No valid key in the {HEADER} header.",
-    413: "The body is over 1 MiB.",
-    415: "The body is of another content type than application/json.",
-    422: "A field or parameter is wrong, unknown or missing; `errors` says which.",
-    500: "A failure inside; the service's log has the cause under the request's id.",
-    503: "It passes by itself: try again after `Retry-After` seconds.",
-}
+HEADERS_OF = {401: ["WWW-Authenticate"], 503: ["Retry-After"]}  # beside the request's id
 
 
-def fails(failures: dict[int, tuple[str, str]]) -> Callable[[Any], Any]:
-    """Document a view's errors, by status: when it comes, and a message as an example; and give the operation its id.
-
-    Written beside what flask-smorest's decorators note, since each of those costs every request a call.
-    """
-
-    def decorate(view: Any) -> Any:
-        notes = view._apidoc = deepcopy(getattr(view, "_apidoc", {}))
-        first, *rest = view.__name__.split("_")
-        manual = notes.setdefault("manual_doc", {})
-        manual["operationId"] = first + "".join(word.capitalize() for word in rest)
-        manual["responses"] = {str(status): _error(status, *texts) for status, texts in failures.items()}
-        return view
-
-    return decorate
+def link(path: str) -> dict[str, Any]:
+    """Return what the document says of the Link header of a list, with `path` as an example."""
+    description = "While there is more: the next page's address, relative to this one (RFC 8288)."
+    return {"Link": {"description": description, "schema": {"type": "string", "example": f'<{path}>; rel="next"'}}}
 
 
 def configure(app: Flask, title: str, version: str, description: str) -> ServiceApi:
-    """Make the app's flask-smorest Api, which writes its OpenAPI document."""
+    """Return the app's flask-smorest Api, which writes its OpenAPI document."""
     app.config.update(
         API_TITLE=title,
         API_VERSION=version,
@@ -104,24 +79,24 @@ def configure(app: Flask, title: str, version: str, description: str) -> Service
             "security": [{"ApiKey": []}],
         },
     )
-    app.json.sort_keys = False  # type: ignore[attr-defined]  # of Flask's own provider
     return ServiceApi(app)
 
 
 def init_app(app: Flask, api: ServiceApi) -> None:
-    """Serve the page, its files, and the document, which is finished and written out once, at the first request."""
+    """Serve the page, its files, and the document, which is finished at the first request for it."""
     api.spec.components.security_scheme(
         "ApiKey", {"type": "apiKey", "in": "header", "name": HEADER, "description": "A key that the operator gave you."}
     )
-    document: list[str] = []
 
-    @app.get("/openapi.json", strict_slashes=False)
+    @cache
+    def document() -> str:
+        return json.dumps(_finish(api.spec.to_dict()), indent=2)
+
+    @app.get("/openapi.json")
     def openapi() -> Response:
-        if not document:
-            document.append(json.dumps(_finish(api.spec.to_dict()), indent=2, sort_keys=False))
-        return Response(document[0], mimetype="application/json")
+        return Response(document(), mimetype="application/json")
 
-    @app.get("/docs", strict_slashes=False)
+    @app.get("/docs")
     def docs() -> Response:
         response = Response(PAGE.format(title=api.spec.title), mimetype="text/html")
         response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
@@ -138,40 +113,41 @@ def init_app(app: Flask, api: ServiceApi) -> None:
 
 def _finish(document: dict[str, Any]) -> dict[str, Any]:
     """Add what holds for every operation: the request id, and the errors that any request can meet."""
-    document["components"]["headers"] = HEADERS
-    del document["components"]["schemas"]["PaginationMetadata"]  # flask-smorest's, which nothing here has
+    components = document["components"]
+    components["headers"] = HEADERS
+    components["schemas"].pop("PaginationMetadata", None)  # flask-smorest's, which nothing here has
+    components["responses"] = {HTTPStatus(status).name: _error(status) for status in errors.TEXTS}
     for path in document["paths"].values():
         for parameter in path.get("parameters", []):
             parameter["description"] = f"The {parameter['name'].removesuffix('_id')}'s id, a UUID of version 4."
-        for operation in path.values():
-            if not isinstance(operation, dict):
-                continue
-            for parameter in operation.get("parameters", []):
-                schema = parameter["schema"]
-                # Swagger UI would send an `example` as it is: right for a limit, wrong for a filter
-                if "example" in schema and schema["type"] != "integer":
-                    schema["examples"] = [schema.pop("example")]
-            responses = operation["responses"]
+        for operation in [part for part in path.values() if isinstance(part, dict)]:
+            _examples_in_query(operation)
             common = {500} if operation.get("security") == [] else {401, 500}
-            if "requestBody" in operation:
-                common |= {400, 413, 415}
-            for status in sorted(common - {int(code) for code in responses}):
-                responses[str(status)] = _error(
-                    status, DESCRIPTIONS[status], EXAMPLES.get(status) or errors.MESSAGES[status]
-                )
+            common |= {400, 408, 413, 415} if "requestBody" in operation else set()
+            responses = operation["responses"]
+            responses |= {str(s): {"$ref": f"#/components/responses/{HTTPStatus(s).name}"} for s in common}
             operation["responses"] = dict(sorted(responses.items()))
-            for status, response in operation["responses"].items():
-                names = ["X-Request-ID"]
-                names += ["WWW-Authenticate"] if status == "401" else []
-                names += ["Retry-After"] if status == "503" else []
-                references = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
-                response["headers"] = response.get("headers", {}) | references
+            for response in [r for r in responses.values() if "$ref" not in r]:
+                response["headers"] = response.get("headers", {}) | _headers(200)
     return document
 
 
-def _error(status: int, description: str, message: str) -> dict[str, Any]:
-    example = {"code": status, "status": errors.name(status), "message": message}
-    if status == 422:
-        example["errors"] = {"role": ["Must be one of: ai, human."]}
-    content = {"schema": {"$ref": "#/components/schemas/Error"}, "example": example}
-    return {"description": description, "content": {"application/json": content}}
+def _examples_in_query(operation: dict[str, Any]) -> None:
+    """Let Swagger UI show an example of a filter without sending it: it sends an `example`, but no `examples`."""
+    for parameter in operation.get("parameters", []):
+        if "example" in parameter["schema"] and parameter["schema"]["type"] != "integer":
+            parameter["schema"]["examples"] = [parameter["schema"].pop("example")]
+
+
+def _error(status: int) -> dict[str, Any]:
+    content = {"schema": {"$ref": "#/components/schemas/Error"}, "example": errors.example(status)}
+    return {
+        "description": errors.TEXTS[status][0],
+        "content": {"application/json": content},
+        "headers": _headers(status),
+    }
+
+
+def _headers(status: int) -> dict[str, Any]:
+    names = ["X-Request-ID", *HEADERS_OF.get(status, [])]
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

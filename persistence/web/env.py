@@ -5,34 +5,34 @@ from pathlib import Path
 
 
 class SettingsError(Exception):
-    """A setting that can't be used. Its text is one line that names the variable and what is wrong."""
+    """A setting that can't be used. Its text is one line that names the variable and the rule that it breaks."""
 
 
-def text(name: str, default: str) -> str:
-    """Give the variable's text without the white space around it; `default` where it is unset or empty."""
+def text(name: str, default: str = "") -> str:
+    """Return the variable without the white space around it; `default` if it is unset or empty."""
     return os.environ.get(name, "").strip() or default
 
 
 def number(name: str, default: int, low: int, high: int) -> int:
-    """Give the variable as a whole number from `low` to `high`; `default` where it is unset or empty.
+    """Return the variable as a whole number from `low` to `high`; `default` if it is unset or empty.
 
     Raises SettingsError for anything else.
     """
     given = text(name, str(default))
     if not (given.isascii() and given.isdigit() and low <= int(given[:12]) <= high):
-        raise SettingsError(f"{name}: {given!r} is not a whole number from {low} to {high}")
+        raise SettingsError(f"{name} must be a whole number from {low} to {high}, not {given!r}")
     return int(given)
 
 
 def secret(name: str, default_file: Path | None = None) -> str | None:
-    """Give the secret in the variable `name`, or in the file that `name`_FILE names, or in `default_file`.
+    """Return the secret in the variable `name`, or in the file that `name`_FILE names, or in `default_file`.
 
-    White space around it is stripped, so an empty text says that an empty secret was given; None, that none was.
-    Raises SettingsError where both variables are given and where a file can't be read.
+    White space around it is stripped, so an empty text means that an empty secret was given; None, that none was.
+    Raises SettingsError if both variables are given, or if a file can't be read.
     """
-    given, file_name = os.environ.get(name), text(f"{name}_FILE", "")
+    given, file_name = os.environ.get(name), text(f"{name}_FILE")
     if given is not None and file_name:
-        raise SettingsError(f"{name}: give it or {name}_FILE, not both")
+        raise SettingsError(f"{name} and {name}_FILE are both set: unset one of them")
     if given is not None:
         return given.strip()
     if file_name:
@@ -46,6 +46,6 @@ def _read(name: str, path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        raise SettingsError(f"{name}: {path} is not a text in UTF-8") from None
+        raise SettingsError(f"{name}: the file {path} must be text in UTF-8") from None
     except OSError as exc:
-        raise SettingsError(f"{name}: {path} can't be read: {exc.strerror}") from None
+        raise SettingsError(f"{name}: can't read the file {path}: {exc.strerror}") from None

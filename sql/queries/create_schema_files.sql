@@ -1,5 +1,5 @@
--- Makes the list of applied schema files where it is missing.
-CREATE TABLE IF NOT EXISTS schema_files (
+-- Makes the list of applied schema files.
+CREATE TABLE schema_files (
     name text PRIMARY KEY,
     applied_at timestamptz NOT NULL DEFAULT now()
 )

@@ -1,4 +1,4 @@
--- Deletes a chat's messages, and gives how many there were.
+-- Deletes a chat's messages, and returns how many there were.
 WITH deleted AS (
     DELETE FROM messages
     WHERE chat_id = %(chat_id)s::uuid

@@ -1,4 +1,4 @@
--- Deletes a message and gives its id.
+-- Deletes a message and returns its id.
 DELETE FROM messages
 WHERE message_id = %(message_id)s::uuid
 RETURNING message_id

@@ -1,7 +1,7 @@
--- Stores a message and gives it as JSON; no row where its message_id is there already.
+-- Stores a message and returns it as JSON; no row if its message_id is taken.
 -- The chat is locked before the number is drawn, so that in a chat the order of numbers is the order of commits.
 WITH chat AS MATERIALIZED (
-    SELECT pg_advisory_xact_lock(hashtextextended(%(chat_id)s, 0))
+    SELECT pg_advisory_xact_lock(uuid_hash_extended(%(chat_id)s::uuid, 0))
 )
 INSERT INTO messages (
     message_id,

@@ -1,4 +1,4 @@
--- Gives a page of chats as rows of JSON and id, the one with the message stored last first, one more than asked for.
+-- Returns a page of chats as rows of JSON and id, the one with the message stored last first, one more than asked for.
 SELECT
     concat(
         '{"chat_id":"', page.chat_id,

@@ -1,4 +1,4 @@
--- Gives for each field that never changes whether the value given, if one is, differs from the stored one.
+-- Returns for each field that never changes whether the value given, if one is, differs from the stored one.
 SELECT
     chat_id <> COALESCE(%(chat_id)s::uuid, chat_id) AS chat_id,
     role <> COALESCE(%(role)s, role) AS role,

@@ -1,4 +1,4 @@
--- Gives a message's place in the order in which they were stored.
+-- Returns a message's place in the order in which they were stored.
 SELECT seq
 FROM messages
 WHERE message_id = %(message_id)s::uuid

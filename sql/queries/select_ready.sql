@@ -1,3 +1,2 @@
--- Gives how many schema files have been applied, so that the answer means that there is something to work with.
-SELECT count(*)
-FROM schema_files
+-- Returns whether the server takes writes and has the schema.
+SELECT current_setting('transaction_read_only') = 'off' AND EXISTS (SELECT FROM schema_files)

@@ -1,3 +1,3 @@
--- Gives the names of the schema files that have been applied.
+-- Returns the names of the schema files that have been applied.
 SELECT name
 FROM schema_files

@@ -1,4 +1,4 @@
--- Changes what is given of content and rating, where the other fields that are given are as stored; gives it as JSON.
+-- Changes what is given of content and rating, if the other fields that are given are as stored; returns it as JSON.
 UPDATE messages
 SET
     content = COALESCE(%(content)s, content),

@@ -1,0 +1,73 @@
+"""Who is at work on which turn, so that a repeat waits for the reply instead of asking the model again."""
+
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from chat.client import Caller, PersistenceClient, PersistenceError
+
+RENEW_SECONDS = 5.0  # a mark that is not renewed for 20 s is free
+
+log = logging.getLogger(__name__)
+
+
+class Marks:
+    """The marks of one worker, which the persistence service keeps for all of them."""
+
+    def __init__(self, client: PersistenceClient) -> None:
+        self._client = client
+        self._worker_id = str(uuid.uuid4())
+        self._marked: dict[str, Caller] = {}  # by message_id: the turns that ask the model
+        self._renewer: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def hold(self, message_id: str, caller: Caller) -> Iterator[bool]:
+        """Mark a turn as at work here for as long as this context; False if another request is at work on it.
+
+        A turn that fails is given back, so that the next in line may ask. If nobody can say who is at work, it goes on
+        without a mark: a second bill is better than no answer.
+        """
+        if message_id in self._marked or not self._take(message_id, caller):
+            yield False
+            return
+        try:
+            yield True
+        except BaseException:
+            # nobody waits for this
+            threading.Thread(target=self._give_back, args=(message_id, caller), daemon=True).start()
+            raise
+        del self._marked[message_id]
+
+    def _give_back(self, message_id: str, caller: Caller) -> None:
+        with contextlib.suppress(PersistenceError):
+            self._client.give_back_turn(caller, self._worker_id, message_id)
+        del self._marked[message_id]
+
+    def _take(self, message_id: str, caller: Caller) -> bool:
+        self._marked[message_id] = caller  # before the call, in which others of this worker run
+        if self._renewer is None:
+            self._renewer = threading.Thread(target=self._renew, daemon=True)
+            self._renewer.start()
+        try:
+            is_ours = message_id in self._client.take_turns(caller, self._worker_id, [message_id])
+        except PersistenceError as exc:
+            log.warning("The turn can't be marked as at work: %s", exc)
+            return True
+        if not is_ours:
+            del self._marked[message_id]
+        return is_ours
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(RENEW_SECONDS)
+            for caller in list(self._marked.values()):  # with the key of one of the callers
+                try:
+                    self._client.take_turns(caller, self._worker_id, self._marked)
+                    break
+                except PersistenceError as exc:
+                    log.warning("The marks of %d turns can't be renewed: %s", len(self._marked), exc)
+                    if exc.status != 401:
+                        break

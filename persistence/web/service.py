@@ -1,0 +1,36 @@
+"""What both apps are wired with."""
+
+from collections.abc import Callable, Sequence
+
+from flask import Flask
+
+from persistence.web import auth, docs, fields, health, logs, parsing
+from persistence.web.errors import ServiceApi
+from persistence.web.parsing import Blueprint
+
+
+def create(
+    name: str,
+    description: str,
+    blueprints: Sequence[Blueprint],
+    *,
+    accepts: Callable[[bytes], bool],
+    depends_on: str,
+    is_ready: Callable[[], bool],
+) -> tuple[Flask, ServiceApi]:
+    """Return the app `name` with its API: logs, keys that `accepts` accepts, errors, documentation, health, blueprints.
+
+    `is_ready` returns soon whether what the service `depends_on` can do its work.
+    """
+    app = Flask(name, static_folder=None)
+    app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # none is a coroutine, and Flask asks at each step
+    logs.init_app(app)
+    auth.init_app(app, accepts)
+    parsing.init_app(app)
+    api = docs.configure(app, name.capitalize(), "1.0.0", description)
+    fields.init_app(app, api)
+    for blueprint in blueprints:
+        api.register_blueprint(blueprint)
+    health.init_app(app, api, depends_on, is_ready)
+    docs.init_app(app, api)
+    return app, api
