@@ -5,7 +5,8 @@ RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin serv
 
 WORKDIR /service
 COPY persistence/requirements.txt ./
-RUN pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+# what the base image has of its own stays out of the way
+RUN pip install --ignore-installed --no-cache-dir --disable-pip-version-check -r requirements.txt
 
 COPY sql/schema sql/schema
 COPY sql/queries sql/queries
