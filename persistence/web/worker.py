@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -64,7 +65,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         gunicorn's own looks for a stop once a second, and drops connections that nobody has accepted yet.
         """
         pool = Pool(self.worker_connections)
-        servers = [StreamServer(sock, handle=partial(self.handle, sock), spawn=pool) for sock in self.sockets]
+        servers = [StreamServer(sock, handle=partial(self.handle, _name_of(sock)), spawn=pool) for sock in self.sockets]
         for server in servers:
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # tcp(7): connections inherit it; Linux has it, others do not
                 server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
@@ -103,6 +104,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
                 yield
             finally:
                 del self.idle[greenlet]
+
+
+def _name_of(listener: Any) -> SimpleNamespace:
+    """Return what gunicorn asks of a listener for each connection, even of one that is closed by then: its name."""
+    name = listener.getsockname()
+    return SimpleNamespace(getsockname=lambda: name)
 
 
 def guard(answer: Callable[..., Any]) -> Callable[..., Any]:
