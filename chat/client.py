@@ -12,7 +12,7 @@ from urllib3.util import Retry
 
 TIMEOUT = (2.0, 12.0)  # seconds to connect, and for an answer: the service gives one within 10
 READY_TIMEOUT = (0.5, 1.2)
-CONNECTIONS = 32
+CONNECTIONS = 128  # kept alive, of a worker
 
 
 class Retries(Retry):
