@@ -150,8 +150,9 @@ def test_thousands_of_requests_get_what_the_document_says(name: str, request: An
     command += ["-H", f"x-api-key: {KEY}", "--checks", "all", "--max-examples", "50", "--seed", "1"]
     # a document can't say that `after` must exist, nor that an id in the body must be the one in the path (a 422);
     # nor that a message goes with its chat: after a DELETE of that, one that was just made is a 404
+    # and a turn waits, for 20 s at most, if the example of PUT /turns/ has marked it as at work
     command += ["--exclude-checks", "positive_data_acceptance,ensure_resource_availability"]
-    command += ["--request-timeout", "60"]  # a turn waits if the example of PUT /turns/ has marked it as at work
+    command += ["--request-timeout", "60", "--max-response-time", "60"]
     environ = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{folder}"}
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
