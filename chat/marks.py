@@ -35,8 +35,7 @@ class Marks:
             return
         try:
             yield True
-        except BaseException:
-            # nobody waits for this
+        except BaseException:  # whatever it is, the next in line may ask; in the background, as nobody waits for this
             threading.Thread(target=self._give_back, args=(message_id, caller), daemon=True).start()
             raise
         del self._marked[message_id]

@@ -130,7 +130,7 @@ def _framed(body: Any, environ: dict[str, Any]) -> Iterator[bytes]:
     """
     try:
         yield from body
-    except Exception:  # whatever it is
+    except Exception:  # whatever it is, what has been sent is not all
         sock = environ["gunicorn.socket"]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # socket(7)
         sock.close()
