@@ -1,6 +1,7 @@
 """The persistence service, over HTTP."""
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
@@ -125,16 +126,15 @@ class PersistenceClient:
         }
         # bytes, since requests would escape all that is not ASCII, which can double it
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
-        options: dict[str, Any] = {"params": query, "data": data, "headers": headers, "timeout": TIMEOUT}
-        options |= {"stream": stream, "allow_redirects": False}
-        session = self._lists if stream else self._session
+        # prepared without what a session would add to it: the session has nothing to add, and looks for it at length
+        request = requests.Request(method, self._base_url + path, headers, data=data, params=query).prepare()
+        send = functools.partial((self._lists if stream else self._session).send, request)
+        options: dict[str, Any] = {"stream": stream, "allow_redirects": False, "timeout": TIMEOUT}
         try:
             try:
-                response = session.request(method, self._base_url + path, **options)
-            except (
-                requests.exceptions.ChunkedEncodingError
-            ):  # its body broke off, and urllib3's retries end with the head
-                response = session.request(method, self._base_url + path, **options)
+                response = send(**options)
+            except requests.exceptions.ChunkedEncodingError:  # its body broke off; urllib3's retries end with the head
+                response = send(**options)
         except requests.RequestException as exc:
             raise _away() from exc
         response.encoding = "utf-8"

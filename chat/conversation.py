@@ -3,11 +3,12 @@
 import contextvars
 import json
 import logging
-import threading
 import time
 import uuid
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
+
+import gevent
 
 from chat import history
 from chat.chunks import ModelError
@@ -185,7 +186,7 @@ class Conversations:
         turn = Turn(self, caller, request)
         self._under_way.add(turn)
         context = contextvars.copy_context()  # the log's request id is in it
-        threading.Thread(target=context.run, args=(self._run, turn), daemon=True).start()
+        gevent.spawn(context.run, self._run, turn)
         return turn
 
     def _run(self, turn: Turn) -> None:

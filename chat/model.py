@@ -111,24 +111,37 @@ class Model:
 
 
 class Silence:
-    """Raises its `timeout` in the greenlet that begins it, unless it is begun anew or ended within `seconds`.
-
-    A gevent.Timeout that is cancelled and started again goes on with what was left of its time.
-    """
+    """Raises `timeout` in the greenlet that makes it, unless it is begun anew or ended within `seconds`."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.timeout: gevent.Timeout | None = None
+        self.timeout = gevent.Timeout()
+        self._seconds, self._greenlet = seconds, gevent.getcurrent()
+        self._began = 0.0
+        self._timer: Any = None
 
     def begin(self) -> None:
-        """Begin, or begin anew."""
-        self.end()
-        self.timeout = gevent.Timeout.start_new(self._seconds)
+        """Begin, or begin anew: this is for each piece, so the timer runs on, and looks at the end how long it was."""
+        self._began = time.monotonic()
+        if self._timer is None:
+            self._wait(self._seconds)
 
     def end(self) -> None:
         """End; nothing is raised any more."""
-        if self.timeout is not None:
-            self.timeout.close()
+        if self._timer is not None:
+            self._timer.close()
+            self._timer = None
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = gevent.get_hub().loop.timer(seconds)
+        self._timer.start(self._look)
+
+    def _look(self) -> None:
+        left = self._began + self._seconds - time.monotonic()
+        self.end()
+        if left > 0:
+            self._wait(left)
+        else:
+            self._greenlet.throw(self.timeout)
 
 
 def _has_done_nothing(exc: openai.APIConnectionError | openai.APIStatusError) -> bool:
