@@ -9,24 +9,28 @@ from pathlib import Path
 import psycopg
 
 from tests.measure import Side, Table, memory_of
+from tests.services import KEY
 from tests.wrk import POST, Load
 
 CALLERS, PAUSE = 8, 50  # each makes a pause of so many milliseconds before each request
-HEADERS = {"Content-Type": "application/x-ndjson"}
+NDJSON = "application/x-ndjson"
+EXPORT = (
+    "curl -sN {url}/messages/ -H 'x-api-key: {key}' -H 'Accept: {media}' | head -n {count} | split -a4 -C1m - part."
+)
 
 
-def measure_import(table: Table, empty: Side, export: list[str], count: int, folder: Path) -> None:
-    """Import what the command `export` writes, in bodies of 1 MiB at most."""
+def measure_import(table: Table, source: Side, empty: Side, count: int, folder: Path) -> None:
+    """Import what `source` exports, in bodies of 1 MiB at most."""
     service = empty.persistence
-    with subprocess.Popen(export, stdout=subprocess.PIPE) as source:
-        subprocess.run(["split", "-a4", "-C1m", "-", folder / "part."], stdin=source.stdout, check=True)
+    command = EXPORT.format(url=source.persistence.url, key=KEY, media=NDJSON, count=count)
+    subprocess.run(command, shell=True, cwd=folder, check=True)
     parts = sorted(folder.glob("part.*"))
     done = threading.Event()
 
     def send(part: Path) -> int:
         if done.is_set():
             return 0
-        response = service.post("/messages/", data=part.read_bytes(), headers=HEADERS)
+        response = service.post("/messages/", data=part.read_bytes(), headers={"Content-Type": NDJSON})
         assert response.status_code == 200, response.text
         return int(response.json()["stored"])
 
@@ -34,8 +38,9 @@ def measure_import(table: Table, empty: Side, export: list[str], count: int, fol
     with memory_of(service) as memory, ThreadPoolExecutor(2) as two:
         assert sum(two.map(send, parts)) == count
     seconds = time.perf_counter() - began
-    figure = f"{seconds:.2f} s, {count / seconds:.0f}/s, {max(memory) - memory[0]:.1f} MiB above idle"
-    table.add(f"import {count} messages, two at once", [figure])
+    form = "{:.0f}/s, {:.1f} s, {:.1f} MiB above idle"
+    given = {"ours": [(count / seconds,), (seconds,), (max(memory) - memory[0],)]}
+    table.add(f"import {count} messages, two bodies at once", form, given)
 
     with psycopg.connect(empty.url, autocommit=True) as connection:
         connection.execute("TRUNCATE messages, chats")
@@ -47,5 +52,6 @@ def measure_import(table: Table, empty: Side, export: list[str], count: int, fol
         beside, failed, p99 = others.run(CALLERS, length)
         done.set()
         list(sent)
-    figure = f"{p99:.0f} ms, {beside / length:.0f}/s, {failed} failed"
-    table.add("  99 % of POSTs beside four", [figure], f"alone {alone_p99:.0f} ms, {alone / length:.0f}/s")
+    given = {"ours": [(p99,), (beside / length,), (failed,)]}
+    rest = f"alone {alone_p99:.0f} ms, {alone / length:.0f}/s"
+    table.add("  99 % of POSTs beside four of them", "{:.0f} ms, {:.0f}/s, {:.0f} failed", given, rest)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -14,8 +15,7 @@ from typing import Any
 import openai
 import requests
 
-from tests.chats import running
-from tests.measure import Side, Table, cpu_seconds, interleave, memory_of
+from tests.measure import Columns, Side, Table, cpu_ms, interleave, memory_of, start
 from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 BODY = b'{"content":"hello","stream":true}'
@@ -23,6 +23,12 @@ HEAD = f"POST /chat HTTP/1.1\r\nHost: chat\r\nx-api-key: {KEY}\r\nContent-Type: 
 REQUEST = HEAD.encode() + b"%d\r\n\r\n%b" % (len(BODY), BODY)
 FIRST, GAP, PIECES = 1.0, 0.1, 20  # the model's pace in a crowd
 TURN_SECONDS = FIRST + GAP * (PIECES - 1)
+QUICK_GAP, CALLERS = 0.02, 20  # so many leave some CPU idle, so that each piece comes alone
+UNMARKED = """
+from chat import __main__, client
+client.PersistenceClient.take_turns = lambda self, caller, worker_id, message_ids: list(message_ids)
+__main__.main()
+"""
 
 
 Turn = tuple[float, float, bool]  # when it ended, the seconds to its first piece, if it was answered in whole
@@ -73,24 +79,41 @@ def paced_model(first: float, gap: float) -> Iterator[str]:
         process.wait()
 
 
-def chat_over(model: str, side: Side, folder: Path) -> contextlib.AbstractContextManager[Service]:
+def chat_over(model: str, side: Side, folder: Path, module: str | None = None) -> AbstractContextManager[Service]:
     urls = {"API_BASE_URL": side.persistence.url, "OPENAI_BASE_URL": model}
-    return running("chat", folder, PYTHONPATH=side.root, **urls)
+    return start(module or str(side.chat), folder, PYTHONPATH=f"{side.root}:{folder}", **urls)
 
 
-def measure_turns(table: Table, sides: list[Side], folder: Path, rounds: int, seconds: int, crowds: list[int]) -> None:
-    with paced_model(0, 0) as model, contextlib.ExitStack() as stack:
-        chats = [stack.enter_context(chat_over(model, side, folder)) for side in sides]
-        measure_first(table, chats, model, rounds * 10)
-        measures = [partial(cost, *pair, seconds) for pair in zip(chats, sides, strict=True)]
-        figures = [f"{median(ms):.2f} ms CPU, {median(rate):.0f}/s" for ms, rate in interleave(rounds, measures)]
-        table.add(f"a turn of {PIECES} pieces, 50 callers", figures)
+def measure_turns(
+    table: Table, sides: dict[str, Side], postgres: int, folder: Path, rounds: int, seconds: int, crowds: list[int]
+) -> None:
+    sides = {name: side for name, side in sides.items() if side.chat}
+    (folder / "unmarked.py").write_text(UNMARKED)
+    with paced_model(0, QUICK_GAP) as model, contextlib.ExitStack() as stack:
+        chats = {name: stack.enter_context(chat_over(model, side, folder)) for name, side in sides.items()}
+        measure_first(table, chats, model, rounds * 5)
+        unmarked = stack.enter_context(chat_over(model, sides["ours"], folder, "unmarked"))
+        measures = {name: partial(cost, chats[name], side, postgres, seconds) for name, side in sides.items()}
+        measures["unmarked"] = partial(cost, unmarked, sides["ours"], postgres, seconds)
+        interleave(1, measures)
+        given = interleave(rounds, measures)
+    add_mark(table, given["ours"], given.pop("unmarked"))
+    form = "{:.2f} ms CPU (chat {:.2f}), PostgreSQL {:.2f} ms, {:.0f} turns/s, {:.1f} calls"
+    table.add(f"a streamed turn of {PIECES} pieces, {CALLERS} callers", form, given)
     with paced_model(FIRST, GAP) as model:
         for callers in crowds:
             measure_crowd(table, model, sides, callers, folder, seconds * 3 + callers // 40, rounds // 3 + 1)
 
 
-def measure_first(table: Table, chats: list[Service], model: str, rounds: int) -> None:
+def add_mark(table: Table, marked: Columns, unmarked: Columns) -> None:
+    """Add what the mark costs: the difference, in each round, from the same turns without it."""
+    rounds = zip(zip(*marked, strict=True), zip(*unmarked, strict=True), strict=True)
+    shares = [(100 * (1 - (b[0] + b[2]) / (a[0] + a[2])), a[0] - b[0], a[2] - b[2], a[4] - b[4]) for a, b in rounds]
+    form = "{:.1f} % of all CPU: {:.2f} ms, PostgreSQL {:.2f} ms, {:.1f} calls"
+    table.add("the mark's share of a streamed turn", form, {"ours": list(zip(*shares, strict=True))})
+
+
+def measure_first(table: Table, chats: dict[str, Service], model: str, rounds: int) -> None:
     messages: Any = [{"role": "user", "content": "hello"}]
 
     def directly() -> tuple[float]:
@@ -103,22 +126,25 @@ def measure_first(table: Table, chats: list[Service], model: str, rounds: int) -
         return (median(first * 1000 for _, first, _ in crowd(chat, 1, 0.1)),)
 
     with openai.OpenAI(api_key="none", base_url=model) as client:
-        *ours, direct = interleave(rounds, [*(partial(through, chat) for chat in chats), directly])
-    figures = [f"{median(ms):.2f} ms" for (ms,) in ours]
-    table.add("first piece of a reply", figures, f"directly {median(direct[0]):.2f} ms")
+        given = interleave(rounds, {name: partial(through, chat) for name, chat in chats.items()} | {"": directly})
+    direct = median(given.pop("")[0])
+    table.add("first piece of a reply", "{:.1f} ms", given, f"the model, directly {direct:.1f} ms")
 
 
-def cost(chat: Service, side: Side, seconds: float) -> tuple[float, float]:
-    """Return the milliseconds of CPU of both services for a turn, and the turns a second."""
-    pids = chat.process.pid, side.persistence.process.pid
-    before, began = cpu_seconds(*pids), time.perf_counter()
-    turns = crowd(chat, 50, seconds)
+def cost(chat: Service, side: Side, postgres: int, seconds: float) -> tuple[float, float, float, float, float]:
+    """Return the milliseconds of CPU for a turn of both services, of chat alone, and of PostgreSQL, the turns a second,
+    and the calls to the persistence service for a turn, each of which is a line in its log."""
+    pids, log = (chat.process.pid, side.persistence.process.pid, postgres), side.persistence.output
+    before, began, size = [cpu_ms(pid) for pid in pids], time.perf_counter(), log.stat().st_size
+    turns = crowd(chat, CALLERS, seconds)
     assert all(is_whole for _, _, is_whole in turns)
-    return (cpu_seconds(*pids) - before) / len(turns) * 1000, len(turns) / (time.perf_counter() - began)
+    took, count = time.perf_counter() - began, len(turns)
+    own, other, its = ((cpu_ms(pid) - then) / count for pid, then in zip(pids, before, strict=True))
+    return own + other, own, its, count / took, log.read_bytes().count(b"\n", size) / count
 
 
 def measure_crowd(
-    table: Table, model: str, sides: list[Side], callers: int, folder: Path, seconds: int, rounds: int
+    table: Table, model: str, sides: dict[str, Side], callers: int, folder: Path, seconds: int, rounds: int
 ) -> None:
     """The rate is that of the second half, when those who could not be served at once have queued up."""
 
@@ -130,8 +156,7 @@ def measure_crowd(
         rate = sum(end - seconds / 2 <= moment < end for moment in ends) / (seconds / 2)
         return rate, max(firsts), max(memory), whole.count(False)
 
-    given = interleave(rounds, [partial(measure, side) for side in sides])
-    figures = [f"{median(rate):.1f} turns/s, {sum(failed):.0f} failed" for rate, _, _, failed in given]
-    table.add(f"{callers} callers without pause", figures, f"at the model's pace {callers / TURN_SECONDS:.0f}")
-    table.add("  their slowest first piece", [f"{median(first):.2f} s" for _, first, _, _ in given], f"model {FIRST} s")
-    table.add("  memory of the chat service", [f"{median(memory):.0f} MiB" for _, _, memory, _ in given])
+    given = interleave(rounds, {name: partial(measure, side) for name, side in sides.items()})
+    form = "{:.1f} turns/s, first piece at most {:.2f} s, {:.0f} MiB, {:.0f} failed"
+    ideal = f"at the model's pace {callers / TURN_SECONDS:.0f} turns/s, first piece {FIRST:.0f} s"
+    table.add(f"{callers} callers without pause", form, given, ideal)

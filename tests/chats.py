@@ -17,9 +17,9 @@ Event = tuple[str, Any]
 
 
 @contextlib.contextmanager
-def running(module: str, folder: Path, **settings: Any) -> Iterator[Service]:
+def running(module: str, folder: Path, *flags: str, **settings: Any) -> Iterator[Service]:
     """A service of one's own, to be spoiled."""
-    service = Service(module, folder, **settings)
+    service = Service(module, folder, *flags, **settings)
     try:
         yield service
     finally:

@@ -1,74 +1,109 @@
-"""What the benchmark measures with, and the table that it prints."""
+"""What the benchmark measures with, and what it prints."""
 
 import contextlib
 import itertools
+import os
+import platform
+import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import psutil
 
-from tests.services import Service
+from tests.chats import running
+from tests.services import Service, free_port
+
+PACKAGES = "flask gunicorn gevent psycopg openai fastapi uvicorn uvloop httptools sqlalchemy asyncpg orjson httpx"
+Columns = Sequence[tuple[float, ...]]  # each holds what the rounds gave
 
 
 class Side(NamedTuple):
-    """One version of the services: its code, its persistence service, and the database of that."""
+    """One of what is compared: its code, its service, the database of that, and the module of its chat."""
 
     root: Path
     persistence: Service
     url: str
+    chat: str | None = "chat"
 
 
 class Table:
-    """The rows, printed at the end: a column for each side, and for the ratio of the first one to each other one."""
+    """The rows: the medians of each side, and the ratio of the first side's first number to that of each other one."""
 
     def __init__(self, sides: Sequence[str]) -> None:
-        self.sides = len(sides)
+        self.sides = sides
         self.rows = [["work", *sides, *(f"{sides[0]} / {side}" for side in sides[1:]), "beside it"]]
+        self.rounds: list[str] = []
 
-    def add(self, work: str, figures: Sequence[str], beside: str = "") -> None:
-        """Add a row; the ratios are those of the numbers that the figures begin with."""
-        numbers = [float(figure.split()[0]) for figure in figures]
-        ratios = [f"{numbers[0] / number:.2f}" if number else "" for number in numbers[1:]]
-        missing = [""] * (self.sides - len(figures))
-        self.rows.append([work, *figures, *missing, *ratios, *missing, beside])
+    def add(self, work: str, form: str, given: Mapping[str, Columns], beside: str = "") -> None:
+        """Add a row of what some of the sides gave, shown by `form`."""
+        medians = {side: [median(column) for column in columns] for side, columns in given.items()}
+        figures = [form.format(*medians[side]) if side in medians else "" for side in self.sides]
+        first = medians[self.sides[0]][0]
+        ratios = [
+            f"{first / medians[side][0]:.2f}" if side in medians and medians[side][0] else "" for side in self.sides[1:]
+        ]
+        self.rows.append([work, *figures, *ratios, beside])
+        for side, columns in given.items():
+            values = "; ".join(form.format(*values) for values in zip(*columns, strict=True))
+            self.rounds.append(f"{work.strip()}, {side}: {values}")
         sys.stderr.write(" | ".join(filter(None, self.rows[-1])) + "\n")
 
     def text(self) -> str:
         widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
         rows = [self.rows[0], ["-" * width for width in widths], *self.rows[1:]]
-        return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
+        lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
+        return "\n".join([*lines, "", "Each round:", *self.rounds])
 
 
-def interleave(rounds: int, measures: Sequence[Callable[[], tuple[float, ...]]]) -> list[list[tuple[float, ...]]]:
+def machine(database: str) -> str:
+    """Return what the figures depend on: the machine, the systems, and the versions of the packages."""
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = psutil.virtual_memory().total / 2**30
+    versions = []
+    for package in PACKAGES.split():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    return (
+        f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {memory:.0f} GiB, "
+        f"{platform.platform()}, Python {platform.python_version()}, {database}\n{', '.join(versions)}\n"
+    )
+
+
+def start(module: str, folder: Path, **settings: Any) -> contextlib.AbstractContextManager[Service]:
+    """Start a service of ours, or one of tests/peers under uvicorn, with as many processes."""
+    if not module.startswith("tests.peers."):
+        return running(module, folder, **settings)
+    port = free_port()
+    return running("uvicorn", folder, f"{module}:app", "--workers=2", f"--port={port}", PORT=port, **settings)
+
+
+def interleave(rounds: int, measures: Mapping[str, Callable[[], tuple[float, ...]]]) -> dict[str, Columns]:
     """Run all measures in each round, there and back, and return for each what it gave, a tuple for each column."""
-    given: list[list[tuple[float, ...]]] = [[] for _ in measures]
-    order = list(zip(measures, given, strict=True))
+    given: dict[str, list[tuple[float, ...]]] = {name: [] for name in measures}
+    order = list(measures)
     for _ in range(rounds):
-        for measure, its in order:
-            its.append(measure())
+        for name in order:
+            given[name].append(measures[name]())
         order.reverse()
-    return [list(zip(*its, strict=True)) for its in given]
+    return {name: list(zip(*its, strict=True)) for name, its in given.items()}
 
 
-def processes(pid: int, *, postgres: bool = False) -> list[psutil.Process]:
-    """Return the process and its descendants: those that are PostgreSQL's, or those that are not."""
-    root, found = psutil.Process(pid), []
-    for process in [root, *root.children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's come and go
-            if (process.name() == "postgres") == postgres:
-                found.append(process)
-    return found
+def processes(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
 
 
-def cpu_seconds(*pids: int, postgres: bool = False) -> float:
+def cpu_ms(*pids: int) -> float:
+    """Return the milliseconds of CPU of these processes and their descendants, those that have ended too."""
     total = 0.0
-    for process in itertools.chain(*(processes(pid, postgres=postgres) for pid in pids)):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:2])
-    return total
+    for process in itertools.chain(*map(processes, pids)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # PostgreSQL's come and go
+            total += sum(process.cpu_times()[:4])
+    return total * 1000
 
 
 @contextlib.contextmanager

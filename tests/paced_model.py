@@ -34,7 +34,7 @@ async def serve(port: int, first: float, gap: float) -> None:
                 await reader.readexactly(int(length[1]) if length else 0)
                 writer.write(BEGIN)
                 await asyncio.sleep(first)
-                for piece in STREAM if gap else [b"".join(STREAM)]:
+                for piece in STREAM:
                     writer.write(piece)
                     await writer.drain()
                     if piece is not STREAM[-1]:

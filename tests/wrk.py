@@ -17,7 +17,9 @@ local function uuid() return hex(8) .. "-" .. hex(4) .. "-4" .. hex(3) .. "-a" .
 local function chat() return "{chat}" .. string.format("%012x", math.random(0, {chats} - 1)) end
 local headers = {{["x-api-key"] = "{key}", ["content-type"] = "application/json"}}
 local ids = {{{ids}}}
-local function id() return ids[math.random(1, #ids)] end
+local last, rated = 1, {{}}
+local function id() last = math.random(1, #ids) return ids[last] end
+local function rating() rated[last] = not rated[last] return tostring(rated[last]) end
 request = function() return wrk.format({request}) end
 if {pause} > 0 then delay = function() return {pause} end end
 done = function(summary, latency)
@@ -36,8 +38,8 @@ POST = f"'POST', '/messages/', headers, {MESSAGE}"
 
 
 class Load:
-    """Requests to `url`: `request` is the arguments of wrk.format, in Lua, where id() is one of `ids`, and chat() that
-    of one of the CHATS; each connection makes a `pause`, in milliseconds, before each request."""
+    """Requests to `url`: `request` is the arguments of wrk.format, in Lua, where id() is one of `ids`, rating()
+    a change for it, and chat() one of the CHATS; each connection makes a `pause`, in ms, before each request."""
 
     def __init__(self, url: str, request: str, folder: Path, ids: Sequence[str] = (), pause: int = 0) -> None:
         self.url = url
