@@ -25,7 +25,7 @@ from persistence.embedded import EmbeddedPostgres
 from tests.benchmark_import import measure_import
 from tests.benchmark_requests import measure_export, measure_requests
 from tests.benchmark_turns import measure_turns
-from tests.measure import Side, Table, interleave, machine, start
+from tests.measure import Run, Side, Table, interleave, machine, start
 from tests.services import KEY, ROOT, Service, free_port
 from tests.wrk import CHAT, CHATS, CONTENT
 
@@ -48,20 +48,20 @@ QUICK: Extent = (3, 2, 1_000_000, 100_000, [200, 500, 1000])
 SMOKE: Extent = (1, 1, 2000, 2000, [10])
 
 
-def measure_start(table: Table, roots: dict[str, Path], folder: Path, rounds: int) -> None:
+def measure_start(run: Run, roots: dict[str, Path]) -> None:
     own: dict[str, Any] = {"API_KEY": KEY, "API_BASE_URL": f"http://127.0.0.1:{free_port()}"}
     for module, *flags in (["persistence"], ["chat", "--with-persistence", "--demo-model"]):
 
         def once(name: str, module: str = module, flags: list[str] = flags) -> tuple[float]:
             began = time.perf_counter()
-            service = Service(module, folder, *flags, PYTHONPATH=roots[name], DATA_DIR=folder / f"own-{name}", **own)
+            service = Service(module, run.folder, *flags, PYTHONPATH=roots[name], DATA_DIR=run.folder / name, **own)
             took = time.perf_counter() - began
             service.stop()
             return (took,)
 
         measures = {name: partial(once, name) for name in roots}
         interleave(1, measures)  # makes the data
-        table.add(f"start of {' '.join([module, *flags])}", "{:.2f} s", interleave(rounds, measures))
+        run.table.add(f"start of {' '.join([module, *flags])}", "{:.2f} s", interleave(run.rounds // 2 + 1, measures))
 
 
 def fill(url: str, count: int) -> None:
@@ -97,7 +97,6 @@ def measure(
     own = EmbeddedPostgres(folder / "data")
     server_url = own.start()
     stack.callback(own.stop)
-    bin_path, postgres = own._server.bin_path, own._server.get_pid()
 
     def side(name: str, root: Path) -> Side:
         with psycopg.connect(server_url, autocommit=True) as connection:
@@ -116,14 +115,14 @@ def measure(
     for _, _, url, _ in ours.values():
         fill(url, messages)
     sides = ours | {name: peer(*apps) for name, apps in peers.items()}
-    table = Table(list(sides))
-    measure_requests(table, ours, sides, postgres, bin_path, folder, rounds, seconds)
-    measure_export(table, sides, postgres, bin_path, rounds // 2 + 1)
-    measure_import(table, ours["ours"], side("empty", ROOT), imported, folder)
-    measure_turns(table, sides, postgres, folder, rounds, seconds, crowds)
-    measure_start(table, roots, folder, rounds // 2 + 1)
-    version = subprocess.run([bin_path / "postgres", "--version"], capture_output=True, text=True, check=True).stdout
-    return f"{machine(version.strip())}{messages} messages at first\n\n{table.text()}"
+    run = Run(Table(list(sides)), folder, own._server.get_pid(), own._server.bin_path, rounds, seconds)
+    measure_requests(run, ours, sides)
+    measure_export(run, sides)
+    measure_import(run, ours["ours"], side("empty", ROOT), imported)
+    measure_turns(run, sides, crowds)
+    measure_start(run, roots)
+    version = subprocess.check_output([run.bin_path / "postgres", "--version"], text=True).strip()
+    return f"{machine(version)}{messages} messages at first\n\n{run.table.text()}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psycopg
 
-from tests.measure import Side, Table, memory_of
+from tests.measure import Columns, Run, Side, memory_of
 from tests.services import KEY
 from tests.wrk import POST, Load
 
@@ -19,12 +19,12 @@ EXPORT = (
 )
 
 
-def measure_import(table: Table, source: Side, empty: Side, count: int, folder: Path) -> None:
+def measure_import(run: Run, source: Side, empty: Side, count: int) -> None:
     """Import what `source` exports, in bodies of 1 MiB at most."""
     service = empty.persistence
     command = EXPORT.format(url=source.persistence.url, key=KEY, media=NDJSON, count=count)
-    subprocess.run(command, shell=True, cwd=folder, check=True)
-    parts = sorted(folder.glob("part.*"))
+    subprocess.run(command, shell=True, cwd=run.folder, check=True)
+    parts = sorted(run.folder.glob("part.*"))
     done = threading.Event()
 
     def send(part: Path) -> int:
@@ -39,12 +39,12 @@ def measure_import(table: Table, source: Side, empty: Side, count: int, folder: 
         assert sum(two.map(send, parts)) == count
     seconds = time.perf_counter() - began
     form = "{:.0f}/s, {:.1f} s, {:.1f} MiB above idle"
-    given = {"ours": [(count / seconds,), (seconds,), (max(memory) - memory[0],)]}
-    table.add(f"import {count} messages, two bodies at once", form, given)
+    given: dict[str, Columns] = {"ours": [(count / seconds,), (seconds,), (max(memory) - memory[0],)]}
+    run.table.add(f"import {count} messages, two bodies at once", form, given)
 
     with psycopg.connect(empty.url, autocommit=True) as connection:
         connection.execute("TRUNCATE messages, chats")
-    others = Load(service.url, POST, folder, pause=PAUSE)
+    others = Load(service.url, POST, run.folder, pause=PAUSE)
     length = min(20, int(seconds * 0.7) + 1)
     alone, _, alone_p99 = others.run(CALLERS, length)
     with ThreadPoolExecutor(4) as four:
@@ -54,4 +54,4 @@ def measure_import(table: Table, source: Side, empty: Side, count: int, folder: 
         list(sent)
     given = {"ours": [(p99,), (beside / length,), (failed,)]}
     rest = f"alone {alone_p99:.0f} ms, {alone / length:.0f}/s"
-    table.add("  99 % of POSTs beside four of them", "{:.0f} ms, {:.0f}/s, {:.0f} failed", given, rest)
+    run.table.add("  99 % of POSTs beside four of them", "{:.0f} ms, {:.0f}/s, {:.0f} failed", given, rest)

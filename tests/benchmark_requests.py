@@ -3,13 +3,12 @@
 import subprocess
 import time
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import psycopg
 
 from persistence import queries, store
-from tests.measure import Side, Table, cpu_ms, interleave, memory_of
+from tests.measure import Run, Side, cpu_ms, interleave, memory_of
 from tests.services import KEY
 from tests.wrk import CHAT, CHATS, CONTENT, POST, Load
 
@@ -23,49 +22,39 @@ REQUESTS = {
 }
 
 
-def cost(load: Load, pid: int, postgres: int, seconds: int) -> tuple[float, float, float, float]:
+def cost(run: Run, load: Load, pid: int) -> tuple[float, float, float, float]:
     """Return the requests a second, for each the milliseconds of CPU of the service and of PostgreSQL, and the p99."""
-    before = cpu_ms(pid), cpu_ms(postgres)
-    answered, failed, p99 = load.run(CONNECTIONS, seconds)
+    before = cpu_ms(pid), cpu_ms(run.postgres)
+    answered, failed, p99 = load.run(CONNECTIONS, run.seconds)
     assert failed == 0, load.url
-    return answered / seconds, (cpu_ms(pid) - before[0]) / answered, (cpu_ms(postgres) - before[1]) / answered, p99
+    own, its = cpu_ms(pid) - before[0], cpu_ms(run.postgres) - before[1]
+    return answered / run.seconds, own / answered, its / answered, p99
 
 
-def measure_requests(
-    table: Table,
-    ours: dict[str, Side],
-    sides: dict[str, Side],
-    postgres: int,
-    bin_path: Path,
-    folder: Path,
-    rounds: int,
-    seconds: int,
-) -> None:
+def measure_requests(run: Run, ours: dict[str, Side], sides: dict[str, Side]) -> None:
     form = "{:.0f}/s, {:.2f} ms CPU, PostgreSQL {:.2f} ms, 99 % in {:.0f} ms"
     for name, request in REQUESTS.items():
         measures = {}
         for side, (_, service, *_) in (ours if name == CHATS_PAGE else sides).items():
             owner = ours.get(side, ours["ours"]).persistence  # peers have the same messages
             ids = [message["message_id"] for message in owner.get("/messages/?limit=1000").json()]
-            measures[side] = partial(
-                cost, Load(service.url, request, folder, ids), service.process.pid, postgres, seconds
-            )
+            measures[side] = partial(cost, run, Load(service.url, request, run.folder, ids), service.process.pid)
         interleave(1, measures)  # what is used first is slow once
-        given = interleave(rounds, measures)
+        given = interleave(run.rounds, measures)
         statement = statements().get(name)
-        limit = pgbench(statement, bin_path, ours["ours"].url, seconds, folder) if statement else ""
-        table.add(name, form, given, limit)
+        limit = pgbench(run, statement, ours["ours"].url) if statement else ""
+        run.table.add(name, form, given, limit)
 
 
-def pgbench(statement: str, bin_path: Path, url: str, seconds: int, folder: Path) -> str:
+def pgbench(run: Run, statement: str, url: str) -> str:
     """Return the transactions a second of a statement, prepared: what PostgreSQL alone can do."""
-    if not (bin_path / "pgbench").exists():
+    if not (run.bin_path / "pgbench").exists():
         return "pgbench is not installed"
-    script = folder / "pgbench.sql"
+    script = run.folder / "pgbench.sql"
     script.write_text(f"\\set n random(0, {CHATS - 1})\n{statement}")
-    options = f"-n -M prepared -c{CONNECTIONS} -j1 -T{seconds} -f {script}".split()
-    done = subprocess.run([bin_path / "pgbench", *options, url], capture_output=True, text=True, check=True)
-    rate = float(next(line for line in done.stdout.splitlines() if line.startswith("tps")).split()[2])
+    options = f"-n -M prepared -c{CONNECTIONS} -j1 -T{run.seconds} -f {script}".split()
+    output = subprocess.check_output([run.bin_path / "pgbench", *options, url], text=True)
+    rate = float(next(line for line in output.splitlines() if line.startswith("tps")).split()[2])
     return f"pgbench {rate:.0f}/s"
 
 
@@ -82,34 +71,34 @@ def statements() -> dict[str, str]:
     return dict(zip(REQUESTS, texts, strict=False))
 
 
-def export(side: Side, count: int, postgres: int) -> tuple[float, ...]:
+def export(run: Run, side: Side, count: int) -> tuple[float, ...]:
     """Read all messages; return how many a second, the milliseconds to the first byte, the memory above idle in MiB,
     and the seconds of CPU of the service and of PostgreSQL."""
     service = side.persistence
     command = f"curl -sf -o /dev/null -w %{{time_total}},%{{time_starttransfer}} {service.url}/messages/ -H".split()
-    before = cpu_ms(service.process.pid), cpu_ms(postgres)
+    before = cpu_ms(service.process.pid), cpu_ms(run.postgres)
     with memory_of(service) as memory:
-        output = subprocess.run([*command, f"x-api-key: {KEY}"], capture_output=True, text=True, check=True).stdout
+        output = subprocess.check_output([*command, f"x-api-key: {KEY}"], text=True)
     took, first = map(float, output.split(","))
-    used = cpu_ms(service.process.pid) - before[0], cpu_ms(postgres) - before[1]
+    used = cpu_ms(service.process.pid) - before[0], cpu_ms(run.postgres) - before[1]
     return count / took, first * 1000, max(memory) - memory[0], used[0] / 1000, used[1] / 1000
 
 
-def measure_export(table: Table, sides: dict[str, Side], postgres: int, bin_path: Path, rounds: int) -> None:
+def measure_export(run: Run, sides: dict[str, Side]) -> None:
     """Beside it, the database's limit: psql with the statement that is ours."""
-    psql = [f"{bin_path}/psql", sides["ours"].url, "-c", store.Selection((), {}, False).statement("copy_messages")]
+    psql = [f"{run.bin_path}/psql", sides["ours"].url, "-c", store.Selection((), {}, False).statement("copy_messages")]
     measures = {}
     for name, side in sides.items():
         with psycopg.connect(side.url) as connection:
             ((count,),) = connection.execute("SELECT count(*) FROM messages").fetchall()
-        measures[name] = partial(export, side, count, postgres)
+        measures[name] = partial(export, run, side, count)
 
     def copy() -> tuple[float]:
         began = time.perf_counter()
         subprocess.run(psql, stdout=subprocess.DEVNULL, check=True)
         return (count / (time.perf_counter() - began),)
 
-    given = interleave(rounds, measures | {"psql": copy})
+    given = interleave(run.rounds // 2 + 1, measures | {"psql": copy})
     copied = median(given.pop("psql")[0])
     form = "{:.0f}/s, first byte {:.0f} ms, {:.1f} MiB above idle, {:.1f} s CPU, PostgreSQL {:.1f} s"
-    table.add(f"export all {count} messages", form, given, f"psql COPY {copied:.0f}/s")
+    run.table.add(f"export all {count} messages", form, given, f"psql COPY {copied:.0f}/s")

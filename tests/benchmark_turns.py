@@ -8,14 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import openai
 import requests
 
-from tests.measure import Columns, Side, Table, cpu_ms, interleave, memory_of, start
+from tests.measure import Columns, Run, Side, cpu_ms, interleave, memory_of, start
 from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 BODY = b'{"content":"hello","stream":true}'
@@ -23,7 +22,7 @@ HEAD = f"POST /chat HTTP/1.1\r\nHost: chat\r\nx-api-key: {KEY}\r\nContent-Type: 
 REQUEST = HEAD.encode() + b"%d\r\n\r\n%b" % (len(BODY), BODY)
 FIRST, GAP, PIECES = 1.0, 0.1, 20  # the model's pace in a crowd
 TURN_SECONDS = FIRST + GAP * (PIECES - 1)
-QUICK_GAP, CALLERS = 0.02, 20  # so many leave some CPU idle, so that each piece comes alone
+SMALL_GAP, CALLERS = 0.02, 20  # so many leave some CPU idle, so that each piece comes alone
 UNMARKED = """
 from chat import __main__, client
 client.PersistenceClient.take_turns = lambda self, caller, worker_id, message_ids: list(message_ids)
@@ -79,41 +78,40 @@ def paced_model(first: float, gap: float) -> Iterator[str]:
         process.wait()
 
 
-def chat_over(model: str, side: Side, folder: Path, module: str | None = None) -> AbstractContextManager[Service]:
+def chat_over(run: Run, model: str, side: Side, module: str | None = None) -> AbstractContextManager[Service]:
     urls = {"API_BASE_URL": side.persistence.url, "OPENAI_BASE_URL": model}
-    return start(module or str(side.chat), folder, PYTHONPATH=f"{side.root}:{folder}", **urls)
+    return start(module or str(side.chat), run.folder, PYTHONPATH=side.root, **urls)
 
 
-def measure_turns(
-    table: Table, sides: dict[str, Side], postgres: int, folder: Path, rounds: int, seconds: int, crowds: list[int]
-) -> None:
+def measure_turns(run: Run, sides: dict[str, Side], crowds: list[int]) -> None:
     sides = {name: side for name, side in sides.items() if side.chat}
-    (folder / "unmarked.py").write_text(UNMARKED)
-    with paced_model(0, QUICK_GAP) as model, contextlib.ExitStack() as stack:
-        chats = {name: stack.enter_context(chat_over(model, side, folder)) for name, side in sides.items()}
-        measure_first(table, chats, model, rounds * 5)
-        unmarked = stack.enter_context(chat_over(model, sides["ours"], folder, "unmarked"))
-        measures = {name: partial(cost, chats[name], side, postgres, seconds) for name, side in sides.items()}
-        measures["unmarked"] = partial(cost, unmarked, sides["ours"], postgres, seconds)
+    (run.folder / "unmarked.py").write_text(UNMARKED)
+    with paced_model(0, SMALL_GAP) as model, contextlib.ExitStack() as stack:
+        chats = {name: stack.enter_context(chat_over(run, model, side)) for name, side in sides.items()}
+        measure_first(run, chats, model)
+        unmarked = stack.enter_context(chat_over(run, model, sides["ours"], "unmarked"))
+        measures = {name: partial(cost, run, chats[name], side) for name, side in sides.items()}
+        measures["unmarked"] = partial(cost, run, unmarked, sides["ours"])
         interleave(1, measures)
-        given = interleave(rounds, measures)
-    add_mark(table, given["ours"], given.pop("unmarked"))
+        given = interleave(run.rounds, measures)
+    without = given.pop("unmarked")
     form = "{:.2f} ms CPU (chat {:.2f}), PostgreSQL {:.2f} ms, {:.0f} turns/s, {:.1f} calls"
-    table.add(f"a streamed turn of {PIECES} pieces, {CALLERS} callers", form, given)
+    run.table.add(f"a streamed turn of {PIECES} pieces, {CALLERS} callers", form, given)
+    add_mark(run, given["ours"], without)
     with paced_model(FIRST, GAP) as model:
         for callers in crowds:
-            measure_crowd(table, model, sides, callers, folder, seconds * 3 + callers // 40, rounds // 3 + 1)
+            measure_crowd(run, model, sides, callers)
 
 
-def add_mark(table: Table, marked: Columns, unmarked: Columns) -> None:
+def add_mark(run: Run, marked: Columns, unmarked: Columns) -> None:
     """Add what the mark costs: the difference, in each round, from the same turns without it."""
     rounds = zip(zip(*marked, strict=True), zip(*unmarked, strict=True), strict=True)
     shares = [(100 * (1 - (b[0] + b[2]) / (a[0] + a[2])), a[0] - b[0], a[2] - b[2], a[4] - b[4]) for a, b in rounds]
-    form = "{:.1f} % of all CPU: {:.2f} ms, PostgreSQL {:.2f} ms, {:.1f} calls"
-    table.add("the mark's share of a streamed turn", form, {"ours": list(zip(*shares, strict=True))})
+    form = "{:.1f} %: {:.2f} ms, PostgreSQL {:.2f} ms, {:.1f} calls"
+    run.table.add("  its mark's share, in all CPU", form, {"ours": list(zip(*shares, strict=True))})
 
 
-def measure_first(table: Table, chats: dict[str, Service], model: str, rounds: int) -> None:
+def measure_first(run: Run, chats: dict[str, Service], model: str) -> None:
     messages: Any = [{"role": "user", "content": "hello"}]
 
     def directly() -> tuple[float]:
@@ -126,37 +124,38 @@ def measure_first(table: Table, chats: dict[str, Service], model: str, rounds: i
         return (median(first * 1000 for _, first, _ in crowd(chat, 1, 0.1)),)
 
     with openai.OpenAI(api_key="none", base_url=model) as client:
-        given = interleave(rounds, {name: partial(through, chat) for name, chat in chats.items()} | {"": directly})
+        measures = {name: partial(through, chat) for name, chat in chats.items()}
+        given = interleave(run.rounds * 5, measures | {"": directly})
     direct = median(given.pop("")[0])
-    table.add("first piece of a reply", "{:.1f} ms", given, f"the model, directly {direct:.1f} ms")
+    run.table.add("first piece of a reply", "{:.1f} ms", given, f"the model, directly {direct:.1f} ms")
 
 
-def cost(chat: Service, side: Side, postgres: int, seconds: float) -> tuple[float, float, float, float, float]:
+def cost(run: Run, chat: Service, side: Side) -> tuple[float, float, float, float, float]:
     """Return the milliseconds of CPU for a turn of both services, of chat alone, and of PostgreSQL, the turns a second,
     and the calls to the persistence service for a turn, each of which is a line in its log."""
-    pids, log = (chat.process.pid, side.persistence.process.pid, postgres), side.persistence.output
+    pids, log = (chat.process.pid, side.persistence.process.pid, run.postgres), side.persistence.output
     before, began, size = [cpu_ms(pid) for pid in pids], time.perf_counter(), log.stat().st_size
-    turns = crowd(chat, CALLERS, seconds)
+    turns = crowd(chat, CALLERS, run.seconds)
     assert all(is_whole for _, _, is_whole in turns)
     took, count = time.perf_counter() - began, len(turns)
     own, other, its = ((cpu_ms(pid) - then) / count for pid, then in zip(pids, before, strict=True))
     return own + other, own, its, count / took, log.read_bytes().count(b"\n", size) / count
 
 
-def measure_crowd(
-    table: Table, model: str, sides: dict[str, Side], callers: int, folder: Path, seconds: int, rounds: int
-) -> None:
+def measure_crowd(run: Run, model: str, sides: dict[str, Side], callers: int) -> None:
     """The rate is that of the second half, when those who could not be served at once have queued up."""
+    seconds = run.seconds * 3 + callers // 40
 
     def measure(side: Side) -> tuple[float, float, float, float]:
-        with chat_over(model, side, folder) as chat, memory_of(chat) as memory:
+        with chat_over(run, model, side) as chat, memory_of(chat) as memory:
             end = time.perf_counter() + seconds
             turns = crowd(chat, callers, seconds, TURN_SECONDS)
-        ends, firsts, whole = zip(*turns, strict=True)
-        rate = sum(end - seconds / 2 <= moment < end for moment in ends) / (seconds / 2)
+        _, firsts, whole = zip(*turns, strict=True)
+        rate = sum(end - seconds / 2 <= moment < end for moment, _, is_whole in turns if is_whole) / (seconds / 2)
         return rate, max(firsts), max(memory), whole.count(False)
 
-    given = interleave(rounds, {name: partial(measure, side) for name, side in sides.items()})
-    form = "{:.1f} turns/s, first piece at most {:.2f} s, {:.0f} MiB, {:.0f} failed"
-    ideal = f"at the model's pace {callers / TURN_SECONDS:.0f} turns/s, first piece {FIRST:.0f} s"
-    table.add(f"{callers} callers without pause", form, given, ideal)
+    given = interleave(run.rounds // 3 + 1, {name: partial(measure, side) for name, side in sides.items()})
+    failed = ", ".join(f"{sum(columns.pop()):.0f} {name}" for name, columns in given.items())
+    form = "{:.1f} turns/s, first piece at most {:.2f} s, {:.0f} MiB"
+    ideal = f"at the model's pace {callers / TURN_SECONDS:.0f} turns/s, first piece {FIRST:.0f} s; failed: {failed}"
+    run.table.add(f"{callers} callers without pause", form, given, ideal)

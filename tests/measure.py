@@ -19,7 +19,7 @@ from tests.chats import running
 from tests.services import Service, free_port
 
 PACKAGES = "flask gunicorn gevent psycopg openai fastapi uvicorn uvloop httptools sqlalchemy asyncpg orjson httpx"
-Columns = Sequence[tuple[float, ...]]  # each holds what the rounds gave
+Columns = list[tuple[float, ...]]  # each holds what the rounds gave
 
 
 class Side(NamedTuple):
@@ -29,6 +29,17 @@ class Side(NamedTuple):
     persistence: Service
     url: str
     chat: str | None = "chat"
+
+
+class Run(NamedTuple):
+    """What a run measures with."""
+
+    table: "Table"
+    folder: Path
+    postgres: int  # its first process
+    bin_path: Path
+    rounds: int
+    seconds: int
 
 
 class Table:

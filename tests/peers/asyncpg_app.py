@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 import orjson
-from fastapi import Depends, FastAPI, HTTPException, Query, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Response, Security
 from fastapi.responses import StreamingResponse
 from fastapi.security import APIKeyHeader
 from pydantic import UUID4, AwareDatetime, BaseModel, ConfigDict, Field
@@ -50,7 +50,7 @@ async def keep(_connection: Any) -> None:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with asyncpg.create_pool(min_size=8, max_size=8, reset=keep) as app.state.pool:  # libpq's PG… say where it is
+    async with asyncpg.create_pool(min_size=8, max_size=8, reset=keep) as app.state.pool:  # where libpq's variables say
         yield
 
 
@@ -60,7 +60,7 @@ async def check_key(key: Annotated[str, Security(APIKeyHeader(name="x-api-key"))
 
 
 app = FastAPI(lifespan=lifespan)
-guarded = {"dependencies": [Depends(check_key)]}
+router = APIRouter(prefix="/messages", dependencies=[Depends(check_key)])
 
 
 def answer(value: Any, status: int = 200) -> Response:
@@ -73,7 +73,7 @@ async def ready() -> str:
     return "ok"
 
 
-@app.post("/messages/", **guarded)
+@router.post("/")
 async def store(new: NewMessage) -> Response:
     values = new.message_id, new.chat_id, new.content, new.rating, new.sent_at, new.role
     if stored := await app.state.pool.fetchrow(STORE, *values):
@@ -84,14 +84,14 @@ async def store(new: NewMessage) -> Response:
     raise HTTPException(409)
 
 
-@app.put("/messages/{message_id}", **guarded)
+@router.put("/{message_id}")
 async def rate(message_id: UUID4, change: Rating) -> Response:
     if stored := await app.state.pool.fetchrow(RATE, message_id, change.rating):
         return answer(stored)
     raise HTTPException(404)
 
 
-@app.get("/messages/", **guarded)
+@router.get("/")
 async def list_messages(
     chat_id: UUID4 | None = None,
     order: Literal["asc", "desc"] = "asc",
@@ -110,3 +110,6 @@ async def export() -> AsyncIterator[bytes]:
             yield separator + orjson.dumps(batch, default=dict)[1:-1]
             separator = b","
     yield b"]" if separator == b"," else b"[]"
+
+
+app.include_router(router)

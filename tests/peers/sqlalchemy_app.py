@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 from uuid import UUID, uuid4
 
-from fastapi import Depends, FastAPI, HTTPException, Query, Response, Security
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Response, Security
 from fastapi.responses import StreamingResponse
 from fastapi.security import APIKeyHeader
 from pydantic import UUID4, AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter
-from sqlalchemy import BigInteger, DateTime, Identity, Select, Text, select
+from sqlalchemy import BigInteger, DateTime, Identity, Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -26,13 +26,13 @@ class Base(DeclarativeBase):
 
 class Message(Base):
     __tablename__ = "messages"
-    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True), unique=True)
+    seq: Mapped[int] = mapped_column(BigInteger, Identity(always=True))
     message_id: Mapped[UUID] = mapped_column(primary_key=True)
     chat_id: Mapped[UUID]
-    content: Mapped[str] = mapped_column(Text)
+    content: Mapped[str]
     rating: Mapped[bool | None]
     sent_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
-    role: Mapped[str] = mapped_column(Text)
+    role: Mapped[str]
 
 
 class MessageModel(BaseModel):
@@ -50,9 +50,8 @@ class Rating(BaseModel):
 
 
 MESSAGES = TypeAdapter(list[MessageModel])
-engine = create_async_engine(
-    "postgresql+psycopg://", pool_size=8, max_overflow=0, pool_pre_ping=True
-)  # libpq's PG… say where it is
+# libpq's variables say where it is; the ping is how a dead connection is found before it is used
+engine = create_async_engine("postgresql+psycopg://", pool_size=8, max_overflow=0, pool_pre_ping=True)
 sessions = async_sessionmaker(engine, expire_on_commit=False)
 
 
@@ -67,7 +66,7 @@ async def open_session() -> AsyncIterator[AsyncSession]:
 
 
 app = FastAPI()
-guarded = {"dependencies": [Depends(check_key)]}
+router = APIRouter(prefix="/messages", dependencies=[Depends(check_key)])
 Session = Annotated[AsyncSession, Depends(open_session)]
 
 
@@ -77,7 +76,7 @@ async def ready(session: Session) -> str:
     return "ok"
 
 
-@app.post("/messages/", status_code=201, response_model=MessageModel, **guarded)
+@router.post("/", status_code=201, response_model=MessageModel)
 async def store(new: MessageModel, session: Session, response: Response) -> Message:
     message = Message(**new.model_dump())
     session.add(message)
@@ -92,7 +91,7 @@ async def store(new: MessageModel, session: Session, response: Response) -> Mess
     return message
 
 
-@app.put("/messages/{message_id}", response_model=MessageModel, **guarded)
+@router.put("/{message_id}", response_model=MessageModel)
 async def rate(message_id: UUID4, change: Rating, session: Session) -> Message:
     message = await session.get(Message, message_id)
     if message is None:
@@ -102,7 +101,7 @@ async def rate(message_id: UUID4, change: Rating, session: Session) -> Message:
     return message
 
 
-@app.get("/messages/", response_model=list[MessageModel], **guarded)
+@router.get("/", response_model=list[MessageModel])
 async def list_messages(
     session: Session,
     chat_id: UUID4 | None = None,
@@ -117,7 +116,7 @@ async def list_messages(
     return (await session.scalars(statement.limit(limit))).all()
 
 
-async def export(statement: Select[tuple[Message]]) -> AsyncIterator[bytes]:
+async def export(statement: Select[Message]) -> AsyncIterator[bytes]:
     separator = b"["
     async with sessions() as session:
         found = await session.stream_scalars(statement.execution_options(yield_per=1000))
@@ -125,3 +124,6 @@ async def export(statement: Select[tuple[Message]]) -> AsyncIterator[bytes]:
             yield separator + MESSAGES.dump_json(MESSAGES.validate_python(batch))[1:-1]
             separator = b","
     yield b"]" if separator == b"," else b"[]"
+
+
+app.include_router(router)
