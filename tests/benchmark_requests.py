@@ -87,18 +87,19 @@ def export(run: Run, side: Side, count: int) -> tuple[float, ...]:
 def measure_export(run: Run, sides: dict[str, Side]) -> None:
     """Beside it, the database's limit: psql with the statement that is ours."""
     psql = [f"{run.bin_path}/psql", sides["ours"].url, "-c", store.Selection((), {}, False).statement("copy_messages")]
-    measures = {}
-    for name, side in sides.items():
-        with psycopg.connect(side.url) as connection:
-            ((count,),) = connection.execute("SELECT count(*) FROM messages").fetchall()
-        measures[name] = partial(export, run, side, count)
+
+    def count(url: str) -> int:
+        with psycopg.connect(url) as connection:
+            return int(connection.execute("SELECT count(*) FROM messages").fetchall()[0][0])
 
     def copy() -> tuple[float]:
         began = time.perf_counter()
         subprocess.run(psql, stdout=subprocess.DEVNULL, check=True)
-        return (count / (time.perf_counter() - began),)
+        return (total / (time.perf_counter() - began),)
 
+    total = count(sides["ours"].url)
+    measures = {name: partial(export, run, side, count(side.url)) for name, side in sides.items()}
     given = interleave(run.rounds // 2 + 1, measures | {"psql": copy})
     copied = median(given.pop("psql")[0])
     form = "{:.0f}/s, first byte {:.0f} ms, {:.1f} MiB above idle, {:.1f} s CPU, PostgreSQL {:.1f} s"
-    run.table.add(f"export all {count} messages", form, given, f"psql COPY {copied:.0f}/s")
+    run.table.add(f"export all {total} messages", form, given, f"psql COPY {copied:.0f}/s")
