@@ -162,13 +162,13 @@ class FakeOpenAI(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024
 
-    def __init__(self, address: tuple[str, int] = ("127.0.0.1", 0)) -> None:
+    def __init__(self, address: tuple[str, int] = ("127.0.0.1", 0), handler: type[Handler] = Handler) -> None:
         self.lock = threading.Lock()
         self.closing, self.may_answer = threading.Event(), threading.Event()
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str] = []
         self.reset()
-        super().__init__(address, Handler)
+        super().__init__(address, handler)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections import deque
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER, socket(7)
 
@@ -36,13 +37,14 @@ class Link:
 
 
 class Proxy:
-    """Listens on `port` of the loopback address; `target` is the path of a Unix socket, or a host and a port.
+    """Listens on `port` of the loopback address; each of `targets` is the path of a Unix socket, or a host and a port.
 
-    What it `swallows` is lost for good: a connection that lost a byte stays dead, and nobody is told.
+    The connections go to the targets in turn, past those that refuse. What it `swallows` is lost for good: a connection
+    that lost a byte stays dead, and nobody is told.
     """
 
-    def __init__(self, target: str | tuple[str, int]) -> None:
-        self.target = target
+    def __init__(self, *targets: str | tuple[str, int]) -> None:
+        self.targets = deque(targets)
         self.swallows = False
         self.links: list[Link] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
@@ -53,14 +55,23 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self.listener.accept()
-                server = socket.socket(socket.AF_UNIX if isinstance(self.target, str) else socket.AF_INET)
-                try:
-                    server.connect(self.target)
-                except OSError:
-                    server.close()
-                    client.close()
-                else:
+                if server := self.connect():
                     self.links.append(Link(self, client, server))
+                else:
+                    client.close()
+
+    def connect(self) -> socket.socket | None:
+        for _ in self.targets.copy():
+            target = self.targets[0]
+            self.targets.rotate()
+            server = socket.socket(socket.AF_UNIX if isinstance(target, str) else socket.AF_INET)
+            try:
+                server.connect(target)
+            except OSError:
+                server.close()
+            else:
+                return server
+        return None
 
     def cut(self) -> None:
         """Reset all connections."""

@@ -3,73 +3,25 @@
 import signal
 import threading
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
 import requests
-from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.conninfo import make_conninfo
 
 from persistence import queries
-from persistence.embedded import EmbeddedPostgres
 from tests.load import Load
 from tests.messages import new_message, store
+from tests.postgres import Postgres
 from tests.proxy import Proxy
-from tests.services import KEY, Service, postmaster, seconds_of, wait_for
+from tests.services import KEY, Service, seconds_of, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-class Postgres:
-    """A PostgreSQL of this file's own, which its tests may stop and kill."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.starts: list[EmbeddedPostgres] = []
-        self.start()
-
-    def start(self) -> None:
-        self.starts.append(EmbeddedPostgres(self.folder))
-        self.conninfo = self.starts[-1].start()
-
-    def connect(self, conninfo: str | None = None) -> psycopg.Connection[Any]:
-        return psycopg.connect(conninfo or self.conninfo, autocommit=True, connect_timeout=2)
-
-    def run(self, statement: str, conninfo: str | None = None) -> None:
-        with self.connect(conninfo) as connection:
-            connection.execute(statement)
-
-    def make_database(self) -> str:
-        name = f"test_{uuid.uuid4().hex}"
-        with self.connect() as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        return make_conninfo(self.conninfo, dbname=name)
-
-    def restart(self, end_signal: signal.Signals) -> None:
-        ended = postmaster(self.folder)
-        ended.send_signal(end_signal)
-        ended.wait(30)
-        self.start()
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stop all of it as a debugger does: its sockets stay open and say nothing."""
-        first = postmaster(self.folder)
-        processes = [first, *first.children()]
-        for process in processes:
-            process.suspend()
-        try:
-            yield
-        finally:
-            for process in reversed(processes):
-                process.resume()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +43,7 @@ def service(make_service: Callable[..., Service], database: str) -> Service:
 
 @pytest.fixture
 def proxy(postgres: Postgres) -> Iterator[Proxy]:
-    started = Proxy(f"{conninfo_to_dict(postgres.conninfo)['host']}/.s.PGSQL.5432")
+    started = Proxy(postgres.socket)
     yield started
     started.close()
 
@@ -202,11 +154,11 @@ def test_a_full_disk_is_a_503(postgres: Postgres, database: str, service: Servic
 def test_a_database_that_is_down_at_the_start_is_waited_for(
     far_database: str, proxy: Proxy, folder: Path, make_service: Callable[..., Service]
 ) -> None:
-    target, proxy.target = proxy.target, str(folder / "nobody")
+    targets, proxy.targets = proxy.targets, deque([str(folder / "nobody")])
     service = make_service("persistence", wait=False, DATABASE_URL=far_database, API_KEY=KEY)
     wait_for(lambda: service.get("/health").ok)
     assert service.get("/ready").status_code == 503
-    proxy.target = target
+    proxy.targets = targets
     wait_for(lambda: stores(service), what="the service's return")
 
 
