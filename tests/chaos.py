@@ -1,0 +1,196 @@
+"""python -m tests.chaos: the whole system on this machine, callers who talk, and parts that break at random.
+
+Two instances of each service, over one PostgreSQL and a model, behind balancers that only know who refuses connections.
+Parts are killed, stopped, restarted, cut off and silenced; callers send each request until it is acknowledged. Prints
+one table. Exits with 1 if a message is missing, double or out of order, or a request got no answer, or one of no use.
+"""
+
+import argparse
+import contextlib
+import itertools
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from psycopg.conninfo import make_conninfo
+
+from tests.chaos_callers import PASSING, Call, Caller, Message, Model, judge
+from tests.chaos_parts import Database, Instance, Part, Wire, Wrecker, plan
+from tests.messages import new_id
+from tests.services import KEY, wait_for
+
+CALLERS = 16
+RECOVERY_SECONDS = 60  # after the end, for what is under way
+
+Row = tuple[str, str | int]
+
+
+class System:
+    """All parts: instances, PostgreSQL, and the wires between them. The callers know `urls`."""
+
+    def __init__(self, folder: Path, model: Model, stack: contextlib.ExitStack) -> None:
+        database = Database(folder / "data")
+        stack.callback(lambda: database.starts[-1].stop())
+        url = database.make_database()
+        self.instances: dict[str, Instance] = {}
+        self.wires: dict[str, Wire] = {}
+        stack.callback(self.stop)
+        for number in (1, 2):
+            to_database = self.wire(f"app {number} and PostgreSQL", database.socket)
+            database_url = make_conninfo(url, host="127.0.0.1", port=to_database.port)
+            self.instances[f"app {number}"] = Instance("persistence", folder, DATABASE_URL=database_url, API_KEY=KEY)
+        apps = self.addresses()
+        for number in (1, 2):
+            urls = {
+                "API_BASE_URL": self.wire(f"chat {number} and app", *apps).url,
+                "OPENAI_BASE_URL": self.wire(f"chat {number} and the model", ("127.0.0.1", model.server_port)).url,
+            }
+            own = {"OPENAI_API_KEY": f"chat-{number}", "OPENAI_TIMEOUT": 5, "GRACEFUL_TIMEOUT": 20}
+            self.instances[f"chat {number}"] = Instance("chat", folder, **urls, **own)
+        to_app, to_chat = self.wire("callers and app", *apps), self.wire("callers and chat", *self.addresses()[2:])
+        self.urls = to_app.url, to_chat.url
+        self.groups: list[dict[str, Part]] = [{**self.instances}, {"PostgreSQL": database}, {**self.wires}]
+
+    def wire(self, between: str, *targets: str | tuple[str, int]) -> Wire:
+        self.wires[f"the wire between {between}"] = wire = Wire(*targets)
+        return wire
+
+    def addresses(self) -> list[tuple[str, int]]:
+        return [("127.0.0.1", instance.service.port) for instance in self.instances.values()]
+
+    def stop(self) -> None:
+        for instance in reversed(self.instances.values()):
+            instance.service.stop()
+
+    def wait_until_ready(self) -> None:
+        for name, instance in self.instances.items():
+            wait_for(instance.service.is_up, RECOVERY_SECONDS, name)
+
+
+def run(system: System, seed: int, seconds: float) -> tuple[list[Caller], Wrecker]:
+    """Let the callers talk while the plan is carried out, and until each has its last answer."""
+    chat_ids = [new_id() for _ in range(CALLERS // 2)]  # two callers to a chat
+    began = time.monotonic()
+    wrecker = Wrecker({name: part for group in system.groups for name, part in group.items()}, began)
+    faults = plan(seed, seconds, system.groups)
+    callers = [
+        Caller(system.urls, chat_ids[number // 2], f"{seed} {number}", began + seconds) for number in range(CALLERS)
+    ]
+    for caller in callers:
+        caller.start()
+    with ThreadPoolExecutor(len(wrecker.parts)) as pool:
+        deeds: list[Future[None]] = []
+        while (now := time.monotonic() - began) < seconds:
+            while faults and faults[0].at < now:
+                deeds.append(pool.submit(wrecker.do, faults.pop(0)))
+            for deed in deeds:
+                if deed.done():
+                    deed.result()
+            show(f"{now:4.0f} s of {seconds:.0f}, {count(callers)} acknowledged; {wrecker.present()}")
+            time.sleep(0.1)
+    for deed in deeds:
+        deed.result()
+    show("all is repaired; the last answers\n")
+    system.wait_until_ready()
+    end = time.monotonic() + RECOVERY_SECONDS
+    for caller in callers:
+        caller.join(max(0.0, end - time.monotonic()))
+        caller.give_up.set()
+    for caller in callers:
+        caller.join()
+        if caller.problem:
+            raise caller.problem
+    return callers, wrecker
+
+
+def count(callers: list[Caller]) -> int:
+    return sum(len(caller.acknowledged) for caller in callers)
+
+
+def show(progress: str) -> None:
+    sys.stderr.write(f"\r{progress:<119.119}")
+    sys.stderr.flush()
+
+
+def report(
+    callers: list[Caller], stored: list[Message], calls: list[Call], wrecker: Wrecker, seconds: float
+) -> tuple[list[Row], list[str], bool]:
+    """Return the rows of the table, what explains them, and whether all is as it should be."""
+    acknowledged = [item for caller in callers for item in caller.acknowledged]
+    answers = sum((caller.answers for caller in callers), Counter[str]())
+    unanswered = sum(len(caller.unanswered) for caller in callers)
+    of_no_use = [status for status in answers if status.isdigit() and status not in ("200", "201", *PASSING)]
+    verdict = judge(acknowledged, stored)
+    by_turn = defaultdict(list)
+    for call in calls:
+        by_turn[call.turn].append(call)
+    paid_again = [its for its in by_turn.values() if len(its) > 1]
+    end = wrecker.beginning + seconds  # the callers fall silent one by one
+    moments = [wrecker.beginning, *sorted(item.ended for item in acknowledged if item.ended < end), end]
+    silence = max(itertools.pairwise(moments), key=lambda pair: pair[1] - pair[0])
+    slowest = max(acknowledged, key=lambda item: item.ended - item.began)
+    rows: list[Row] = [
+        ("faults", len(wrecker.happened)),
+        ("requests sent", sum(answers.values())),
+        *(
+            (f"  answered {answer}" if answer.isdigit() else f"  {answer}", answers[answer])
+            for answer in sorted(answers)
+        ),
+        ("  of them repeats", sum(caller.repeats for caller in callers)),
+        ("never acknowledged", unanswered),
+        ("messages acknowledged", len(acknowledged)),
+        *((f"  {name}", len(ids)) for name, ids in verdict._asdict().items()),
+        ("turns", sum(item.question is not None for item in acknowledged)),
+        ("replies stored", sum(message["role"] == "ai" for message in stored)),
+        ("calls to the model", len(calls)),
+        ("  paid twice", len(calls) - len(by_turn)),
+        ("longest time without an acknowledgment", f"{silence[1] - silence[0]:.1f} s"),
+        ("longest time of a request, repeats included", f"{slowest.ended - slowest.began:.1f} s"),
+    ]
+    notes = [
+        f"no acknowledgment {wrecker.meanwhile(*silence)}",
+        f"the longest request {wrecker.meanwhile(slowest.began, slowest.ended)}",
+    ]
+    for its in paid_again:
+        by = ", ".join(f"{call.caller} at {call.at - wrecker.beginning:.1f}" for call in its)
+        notes.append(f"turn {its[0].turn} was paid twice, by {by}; {wrecker.meanwhile(its[0].at, its[-1].at)}")
+    is_well = not (verdict.missing or verdict.double or verdict.misplaced or unanswered or of_no_use)
+    return rows, notes, is_well
+
+
+def table(rows: list[Row]) -> str:
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return "".join(f"| {what:<{widths[0]}} | {figure:>{widths[1]}} |\n" for what, figure in rows)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--seed", type=int, default=random.randrange(10_000), help="repeats a run: the same faults")
+    parser.add_argument("--folder", type=Path, help="where the logs are to stay")
+    options = parser.parse_args(arguments)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with contextlib.ExitStack() as stack:
+        folder: Path = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o711)
+        model = Model()
+        stack.callback(model.stop)
+        system = System(folder.absolute(), model, stack)
+        system.wait_until_ready()
+        callers, wrecker = run(system, options.seed, options.seconds)
+        stored: Any = system.instances["app 1"].service.get("/messages/").json()
+    rows, notes, is_well = report(callers, stored, model.calls, wrecker, options.seconds)
+    head: list[Row] = [(f"seed {options.seed}, {options.seconds:.0f} s, {CALLERS} callers", "")]
+    sys.stdout.write(table(head + rows) + "\n".join(notes) + "\n")
+    return 0 if is_well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

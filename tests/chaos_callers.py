@@ -1,0 +1,167 @@
+"""Who talks while things break, and repeats each request until it is acknowledged; and the look at what is kept."""
+
+import random
+import re
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import requests
+
+from tests.chats import answer_of, error_of, new_turn
+from tests.fake_openai import FakeOpenAI, Handler
+from tests.messages import new_id, new_message
+from tests.services import KEY
+
+Message = dict[str, Any]
+
+PATIENCE = (3, 8, 20)  # seconds without a byte, after which a caller hangs up
+PASSING = ("502", "503", "504")  # statuses after which a repeat may be acknowledged
+
+
+class Acknowledged(NamedTuple):
+    """A message as it was answered, the time from its first sending to that, and the id of what it replies to."""
+
+    message: Message
+    began: float
+    ended: float
+    question: str | None = None
+
+
+class Verdict(NamedTuple):
+    """Ids of messages: as they were acknowledged; not there, or changed; there without a word; before their turn."""
+
+    kept: list[str]
+    missing: list[str]
+    double: list[str]
+    misplaced: list[str]
+
+
+def judge(acknowledged: Sequence[Acknowledged], stored: Iterable[Message]) -> Verdict:
+    """Compare what was acknowledged with what is stored, in the order of the store.
+
+    In a chat, what was sent after another message was acknowledged comes after it, and a reply after its question.
+    """
+    known = {item.message["message_id"]: item for item in acknowledged}
+    found: dict[str, Message] = {}
+    double, misplaced = [], []
+    latest: dict[str, float] = defaultdict(float)  # of a chat's messages so far, the time at which the last was sent
+    for message in stored:
+        message_id, chat_id = message["message_id"], message["chat_id"]
+        item = known.get(message_id)
+        if item is None or message_id in found:
+            double.append(message_id)
+            continue
+        if item.ended < latest[chat_id] or (item.question and item.question not in found):
+            misplaced.append(message_id)
+        found[message_id] = message
+        latest[chat_id] = max(latest[chat_id], item.began)
+    kept = [message_id for message_id, item in known.items() if found.get(message_id) == item.message]
+    return Verdict(kept, [message_id for message_id in known if message_id not in set(kept)], double, misplaced)
+
+
+class Call(NamedTuple):
+    """A call to the model: when, and by whom, for which turn."""
+
+    at: float
+    caller: str
+    turn: str
+
+
+class Thinker(Handler):
+    """Takes its time, so that things can break meanwhile, and gives another reply each time."""
+
+    server: "Model"
+
+    def play_think_of(self, turn: str) -> None:
+        with self.server.lock:
+            caller = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            self.server.calls.append(Call(time.monotonic(), caller, turn))
+            number = len(self.server.calls)
+        self.play_role()
+        self.server.closing.wait(random.uniform(0, 0.5))
+        self.play_say("This is ")
+        self.server.closing.wait(random.uniform(0, 0.5))
+        self.play_say(f"reply {number}.")
+        self.play_finish()
+
+
+class Model(FakeOpenAI):
+    """The model, which notes who calls it for which turn."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        super().__init__(handler=Thinker)
+
+
+class Caller(threading.Thread):
+    """Stores messages and takes turns, one after another, until told to end; sends each until it is acknowledged.
+
+    `urls` are of the persistence and the chat service; `chat_id` may be that of other callers, too.
+    """
+
+    def __init__(self, urls: tuple[str, str], chat_id: str, seed: str, end: float) -> None:
+        super().__init__(daemon=True)
+        self.urls, self.chat_id, self.end = urls, chat_id, end
+        self.give_up = threading.Event()
+        self.random = random.Random(seed)
+        self.session = requests.Session()
+        self.session.trust_env = False
+        self.session.headers["x-api-key"] = KEY
+        self.answers: Counter[str] = Counter()
+        self.acknowledged: list[Acknowledged] = []
+        self.repeats = 0
+        self.unanswered: list[str] = []
+        self.problem: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while time.monotonic() < self.end:
+                self.speak()
+        except BaseException as exc:  # whatever it is, the thread that waits for this one is to know
+            self.problem = exc
+
+    def speak(self) -> None:
+        message_id, began = new_id(), time.monotonic()
+        ids = {"message_id": message_id, "chat_id": self.chat_id}
+        if self.random.random() < 0.5:
+            body = new_message(content=f"message {message_id}", **ids)
+        else:
+            body = new_turn(f"fault: think_of {message_id}", stream=self.random.random() < 0.5, **ids)
+        while not (messages := self.send(body)):
+            if self.give_up.wait(self.random.uniform(0.1, 1.0)):
+                self.unanswered.append(message_id)
+                return
+            self.repeats += 1
+        ended = time.monotonic()
+        assert messages[0]["message_id"] == message_id
+        self.acknowledged.append(Acknowledged(messages[0], began, ended))
+        for reply in messages[1:]:
+            assert re.fullmatch(r"This is reply \d+\.", reply["content"]), reply
+            self.acknowledged.append(Acknowledged(reply, began, ended, message_id))
+
+    def send(self, body: dict[str, Any]) -> list[Message]:
+        """Return the messages that the answer acknowledges."""
+        url = f"{self.urls[0]}/messages/" if "role" in body else f"{self.urls[1]}/chat"
+        try:
+            headers = {"X-Request-ID": body["message_id"]}  # to be found in the logs
+            response = self.session.post(url, json=body, headers=headers, timeout=(2, self.random.choice(PATIENCE)))
+        except requests.RequestException as exc:
+            self.answers["timed out" if "timed out" in str(exc) else "cut off"] += 1
+            self.session.close()  # the next connection is to another instance
+            return []
+        status, messages = read(response)
+        self.answers[status] += 1
+        return messages
+
+
+def read(response: requests.Response) -> tuple[str, list[Message]]:
+    """Return an answer's status, and the messages that it acknowledges."""
+    if response.status_code >= 400:
+        return str(response.status_code), []
+    if b"\nevent: error\n" in response.content:
+        return str(error_of(response)["code"]), []
+    is_turn = response.status_code == 200 and response.request.path_url == "/chat"
+    return str(response.status_code), answer_of(response) if is_turn else [response.json()]
