@@ -145,7 +145,7 @@ def report(
         ("  of them repeats", sum(caller.repeats for caller in callers)),
         ("never acknowledged", unanswered),
         ("messages acknowledged", len(acknowledged)),
-        *((f"  {name}", len(ids)) for name, ids in verdict._asdict().items()),
+        *((f"  {name.replace('_', ' ')}", len(ids)) for name, ids in verdict._asdict().items()),
         ("turns", sum(item.question is not None for item in acknowledged)),
         ("replies stored", sum(message["role"] == "ai" for message in stored)),
         ("calls to the model", len(calls)),
@@ -160,7 +160,7 @@ def report(
     for its in paid_again:
         by = ", ".join(f"{call.caller} at {call.at - wrecker.beginning:.1f}" for call in its)
         notes.append(f"turn {its[0].turn} was paid twice, by {by}; {wrecker.meanwhile(its[0].at, its[-1].at)}")
-    is_well = not (verdict.missing or verdict.double or verdict.misplaced or unanswered or of_no_use)
+    is_well = not (verdict.missing or verdict.double or verdict.out_of_order or unanswered or of_no_use)
     return rows, notes, is_well
 
 

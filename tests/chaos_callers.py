@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
     kept: list[str]
     missing: list[str]
     double: list[str]
-    misplaced: list[str]
+    out_of_order: list[str]
 
 
 def judge(acknowledged: Sequence[Acknowledged], stored: Iterable[Message]) -> Verdict:
@@ -46,7 +46,7 @@ def judge(acknowledged: Sequence[Acknowledged], stored: Iterable[Message]) -> Ve
     """
     known = {item.message["message_id"]: item for item in acknowledged}
     found: dict[str, Message] = {}
-    double, misplaced = [], []
+    double, out_of_order = [], []
     latest: dict[str, float] = defaultdict(float)  # of a chat's messages so far, the time at which the last was sent
     for message in stored:
         message_id, chat_id = message["message_id"], message["chat_id"]
@@ -55,11 +55,11 @@ def judge(acknowledged: Sequence[Acknowledged], stored: Iterable[Message]) -> Ve
             double.append(message_id)
             continue
         if item.ended < latest[chat_id] or (item.question and item.question not in found):
-            misplaced.append(message_id)
+            out_of_order.append(message_id)
         found[message_id] = message
         latest[chat_id] = max(latest[chat_id], item.began)
     kept = [message_id for message_id, item in known.items() if found.get(message_id) == item.message]
-    return Verdict(kept, [message_id for message_id in known if message_id not in set(kept)], double, misplaced)
+    return Verdict(kept, [message_id for message_id in known if message_id not in set(kept)], double, out_of_order)
 
 
 class Call(NamedTuple):
