@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from tests.chats import answer_of, error_of, new_turn
+from tests.chats import answer_of, events_of, new_turn
 from tests.fake_openai import FakeOpenAI, Handler
 from tests.messages import new_id, new_message
 from tests.services import KEY
@@ -161,7 +161,9 @@ def read(response: requests.Response) -> tuple[str, list[Message]]:
     """Return an answer's status, and the messages that it acknowledges."""
     if response.status_code >= 400:
         return str(response.status_code), []
-    if b"\nevent: error\n" in response.content:
-        return str(error_of(response)["code"]), []
+    if response.headers["Content-Type"].startswith("text/event-stream"):
+        name, data = events_of(response.content.decode())[-1]
+        if name == "error":
+            return str(data["code"]), []
     is_turn = response.status_code == 200 and response.request.path_url == "/chat"
     return str(response.status_code), answer_of(response) if is_turn else [response.json()]
