@@ -130,7 +130,6 @@ def report(
     by_turn = defaultdict(list)
     for call in calls:
         by_turn[call.turn].append(call)
-    paid_again = [its for its in by_turn.values() if len(its) > 1]
     end = wrecker.beginning + seconds  # the callers fall silent one by one
     moments = [wrecker.beginning, *sorted(item.ended for item in acknowledged if item.ended < end), end]
     silence = max(itertools.pairwise(moments), key=lambda pair: pair[1] - pair[0])
@@ -138,10 +137,7 @@ def report(
     rows: list[Row] = [
         ("faults", len(wrecker.happened)),
         ("requests sent", sum(answers.values())),
-        *(
-            (f"  answered {answer}" if answer.isdigit() else f"  {answer}", answers[answer])
-            for answer in sorted(answers)
-        ),
+        *((f"  answered {name}" if name.isdigit() else f"  {name}", answers[name]) for name in sorted(answers)),
         ("  of them repeats", sum(caller.repeats for caller in callers)),
         ("never acknowledged", unanswered),
         ("messages acknowledged", len(acknowledged)),
@@ -157,9 +153,12 @@ def report(
         f"no acknowledgment {wrecker.meanwhile(*silence)}",
         f"the longest request {wrecker.meanwhile(slowest.began, slowest.ended)}",
     ]
-    for its in paid_again:
-        by = ", ".join(f"{call.caller} at {call.at - wrecker.beginning:.1f}" for call in its)
-        notes.append(f"turn {its[0].turn} was paid twice, by {by}; {wrecker.meanwhile(its[0].at, its[-1].at)}")
+    lost = Counter(
+        wrecker.cause(first.caller, first.at, again.at) or f"turn {first.turn} {wrecker.meanwhile(first.at, again.at)}"
+        for its in by_turn.values()
+        for first, again in itertools.pairwise(its)
+    )
+    notes += [f"paid twice, {count} of them: {cause}" for cause, count in lost.items()]
     is_well = not (verdict.missing or verdict.double or verdict.out_of_order or unanswered or of_no_use)
     return rows, notes, is_well
 

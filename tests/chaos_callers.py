@@ -63,7 +63,7 @@ def judge(acknowledged: Sequence[Acknowledged], stored: Iterable[Message]) -> Ve
 
 
 class Call(NamedTuple):
-    """A call to the model: when, and by whom, for which turn."""
+    """A call to the model: when, by which instance, for which turn."""
 
     at: float
     caller: str
@@ -77,7 +77,7 @@ class Thinker(Handler):
 
     def play_think_of(self, turn: str) -> None:
         with self.server.lock:
-            caller = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            caller = self.headers.get("Authorization", "").removeprefix("Bearer ").replace("-", " ")
             self.server.calls.append(Call(time.monotonic(), caller, turn))
             number = len(self.server.calls)
         self.play_role()

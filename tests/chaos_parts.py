@@ -18,6 +18,7 @@ from tests.proxy import Proxy
 from tests.services import Service, wait_for
 
 PAUSE = 4.0  # between two faults, at most
+CALL_SECONDS = 1.5  # a call to the model is over by then
 
 Deeds = dict[str, tuple[Callable[[float], None], float]]  # each for up to so many seconds
 
@@ -156,11 +157,21 @@ class Wrecker:
 
     def meanwhile(self, since: float, until: float) -> str:
         """Return what was broken between two points in time, for people to read."""
-        meanwhile = [item for item in self.happened if item.began < until and item.ended > since]
-        faults = [
-            f"{item.fault} {self.span(item.began, item.ended)}" for item in sorted(meanwhile, key=attrgetter("began"))
-        ]
+        faults = map(self.describe, self.broken(since, until))
         return f"{self.span(since, until)}: {'; '.join(faults) or 'nothing was broken'}"
+
+    def cause(self, instance: str, since: float, until: float) -> str:
+        """Return why a call to the model was lost: what broke first of the instance, or of its wire to the model."""
+        ends = {instance: until, f"the wire between {instance} and the model": min(until, since + CALL_SECONDS)}
+        broken = (item for item in self.broken(since, until) if item.began < ends.get(item.fault.part, 0.0))
+        return next(map(self.describe, broken), "")
+
+    def broken(self, since: float, until: float) -> list[Happening]:
+        found = [item for item in self.happened if item.began < until and item.ended > since]
+        return sorted(found, key=attrgetter("began"))
+
+    def describe(self, item: Happening) -> str:
+        return f"{item.fault} {self.span(item.began, item.ended)}"
 
     def span(self, since: float, until: float) -> str:
         return f"from {since - self.beginning:.1f} to {until - self.beginning:.1f}"

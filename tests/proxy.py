@@ -15,6 +15,9 @@ class Link:
     def __init__(self, proxy: "Proxy", client: socket.socket, server: socket.socket) -> None:
         self.proxy, self.ends = proxy, (client, server)
         self.dead = False
+        for end in self.ends:
+            if end.family == socket.AF_INET:  # what comes in two pieces must not wait for what is read of the first
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for source, target in ((client, server), (server, client)):
             threading.Thread(target=self.pump, args=(source, target), daemon=True).start()
 
