@@ -151,7 +151,7 @@ def report(
     ]
     notes = [
         f"no acknowledgment {wrecker.meanwhile(*silence)}",
-        f"the longest request {wrecker.meanwhile(slowest.began, slowest.ended)}",
+        f"the longest request, {slowest.message['message_id']}, {wrecker.meanwhile(slowest.began, slowest.ended)}",
     ]
     lost = Counter(
         wrecker.cause(first.caller, first.at, again.at) or f"turn {first.turn} {wrecker.meanwhile(first.at, again.at)}"

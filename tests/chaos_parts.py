@@ -161,10 +161,11 @@ class Wrecker:
         return f"{self.span(since, until)}: {'; '.join(faults) or 'nothing was broken'}"
 
     def cause(self, instance: str, since: float, until: float) -> str:
-        """Return why a call to the model was lost: what broke first of the instance, or of its wire to the model."""
+        """Return why a call to the model was lost: what ended its instance, else what broke that or its wire."""
         ends = {instance: until, f"the wire between {instance} and the model": min(until, since + CALL_SECONDS)}
-        broken = (item for item in self.broken(since, until) if item.began < ends.get(item.fault.part, 0.0))
-        return next(map(self.describe, broken), "")
+        broken = [item for item in self.broken(since, until) if item.began < ends.get(item.fault.part, 0.0)]
+        broken.sort(key=lambda item: "kill" not in item.fault.deed)
+        return self.describe(broken[0]) if broken else ""
 
     def broken(self, since: float, until: float) -> list[Happening]:
         found = [item for item in self.happened if item.began < until and item.ended > since]
