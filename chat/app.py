@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> Flask:
         [routes.blueprint],
         accepts=lambda _key: True,  # the persistence service decides
         depends_on="The persistence service",
-        is_ready=client.is_ready,
+        problem=client.problem,
     )
     conversations = Conversations(settings, client, Model(settings))
     app.extensions |= {"client": client, "conversations": conversations, "is_busy": conversations.is_busy}

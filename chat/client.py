@@ -69,7 +69,7 @@ class PersistenceClient:
             base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES)
         )  # held as long as they are read
 
-    def store_message(self, caller: Caller, message: Mapping[str, str]) -> tuple[str, bool]:
+    def store_message(self, caller: Caller, message: Mapping[str, Any]) -> tuple[str, bool]:
         """Store a message, which is safe to repeat, and return it as JSON, and whether it is new.
 
         Raises PersistenceError, 409 if another message has the id.
@@ -100,12 +100,13 @@ class PersistenceClient:
         """Take this worker's mark off a turn. Raises PersistenceError."""
         self._request(caller, "DELETE", f"/turns/{message_id}", query={"worker_id": worker_id})
 
-    def is_ready(self) -> bool:
-        """Return within two seconds whether the service can do its work."""
+    def problem(self) -> str | None:
+        """Return within two seconds why the service can't do its work, or None."""
         try:
-            return self._session.get(f"{self._base_url}/ready", timeout=READY_TIMEOUT).status_code == 200
-        except requests.RequestException:
-            return False
+            status = self._session.get(f"{self._base_url}/ready", timeout=READY_TIMEOUT).status_code
+        except requests.RequestException as exc:
+            return f"{self._base_url}: {type(exc).__name__}"
+        return None if status == 200 else f"{self._base_url} answers {status}"
 
     def _request(
         self,

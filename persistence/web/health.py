@@ -7,6 +7,7 @@ from flask import Flask, jsonify
 from flask.typing import ResponseReturnValue
 from webargs.flaskparser import abort
 
+from persistence.web import logs
 from persistence.web.errors import ServiceApi
 from persistence.web.parsing import Blueprint
 
@@ -17,8 +18,8 @@ class StatusSchema(ma.Schema):
     status = ma.fields.String(required=True, metadata={"description": "Always ok.", "example": "ok"})
 
 
-def init_app(app: Flask, api: ServiceApi, what: str, is_ready: Callable[[], bool]) -> None:
-    """Serve both. `is_ready` returns soon whether `what` the service depends on can do its work."""
+def init_app(app: Flask, api: ServiceApi, what: str, problem: Callable[[], str | None]) -> None:
+    """Serve both. `problem` returns soon why `what` the service depends on can't do its work, or None."""
     blueprint = Blueprint("Health", __name__, description="For load balancers and container engines. No key needed.")
 
     @blueprint.route("/health")
@@ -40,7 +41,8 @@ def init_app(app: Flask, api: ServiceApi, what: str, is_ready: Callable[[], bool
 
         200 when what it depends on can do its work too, else 503 with `Retry-After`. Needs no key.
         """
-        if not is_ready():
+        if reason := problem():
+            logs.more_fields.get()["reason"] = reason
             abort(503, message=f"{what} does not answer; try again soon.", headers={"Retry-After": "1"})
         return jsonify(status="ok")
 

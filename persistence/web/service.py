@@ -16,11 +16,11 @@ def create(
     *,
     accepts: Callable[[bytes], bool],
     depends_on: str,
-    is_ready: Callable[[], bool],
+    problem: Callable[[], str | None],
 ) -> tuple[Flask, ServiceApi]:
     """Return the app `name` with its API: logs, keys that `accepts` accepts, errors, documentation, health, blueprints.
 
-    `is_ready` returns soon whether what the service `depends_on` can do its work.
+    `problem` returns soon why what the service `depends_on` can't do its work, or None.
     """
     app = Flask(name, static_folder=None)
     app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # none is a coroutine, and Flask asks at each step
@@ -31,6 +31,6 @@ def create(
     fields.init_app(app, api)
     for blueprint in blueprints:
         api.register_blueprint(blueprint)
-    health.init_app(app, api, depends_on, is_ready)
+    health.init_app(app, api, depends_on, problem)
     docs.init_app(app, api)
     return app, api
