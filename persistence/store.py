@@ -103,7 +103,7 @@ def _fields(message_id: str, changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def delete_message(database: Database, message_id: str) -> bool:
     """Delete a message, and return whether it was there."""
-    return bool(database.run(queries.get("delete_message"), {"message_id": message_id}, repeatable=False))
+    return bool(database.run(queries.get("delete_message"), {"message_id": message_id}, repeatable=False)[0][0])
 
 
 def delete_chat(database: Database, chat_id: str) -> int:
