@@ -114,6 +114,7 @@ class Turn:
                 if not (is_new and is_ours):
                     stored = client.read_message(self.caller, self._reply_id)
                 if stored is not None:
+                    stored = self._store_once(json.loads(stored))  # which waits for a standby, as the first one did
                     self._hear(json.loads(stored)["content"])
                 elif is_ours:
                     stored = self._ask(is_new and self._is_new_chat)
@@ -160,7 +161,7 @@ class Turn:
             time.sleep(pause)
             pause = min(5.0, 1.5 * pause)
 
-    def _store_once(self, reply: dict[str, str]) -> str:
+    def _store_once(self, reply: dict[str, Any]) -> str:
         client = self._conversations.client
         try:
             return client.store_message(self.caller, reply)[0]
