@@ -7,7 +7,7 @@ import psycopg
 from flask import Flask
 from flask.typing import ResponseReturnValue
 
-from persistence import chats, database, deadline, messages, turns
+from persistence import chats, deadline, failures, messages, turns
 from persistence.database import Database
 from persistence.settings import Settings
 from persistence.web import auth, errors, service
@@ -34,7 +34,7 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
         [messages.blueprint, chats.blueprint, turns.blueprint],
         accepts=lambda key: auth.is_one_of(key, settings.api_keys),
         depends_on="The database",
-        is_ready=db.is_ready,
+        problem=db.problem,
     )
     api.spec.components.schemas["MessageChanges"]["anyOf"] = [{"required": ["content"]}, {"required": ["rating"]}]
     app.extensions["database"] = db
@@ -43,10 +43,10 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
 
     @app.errorhandler(psycopg.Error)
     def failure(exc: psycopg.Error) -> ResponseReturnValue:
-        if database.passes_by_itself(exc):
-            log.warning("The database failed: %s", database.describe(exc))
+        if failures.passes_by_itself(exc):
+            log.warning("The database failed: %s", failures.describe(exc))
             return errors.answer(503, "The database does not answer; try again soon.", {"Retry-After": "1"})
-        log.error("A statement is wrong: %s", database.describe(exc))
+        log.error("A statement is wrong: %s", failures.describe(exc))
         return errors.answer(500, errors.TEXTS[500][1])
 
     db.open()

