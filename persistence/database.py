@@ -101,7 +101,7 @@ class Database:
                 with Connection.connect(self._conninfo, **options) as connection:
                     apply_schema(connection)
             except psycopg.Error as exc:
-                if self._failure != (failure := describe(exc)) and not self._hosts.problem:
+                if self._failure != (failure := describe(exc)) and str(exc) != self._hosts.problem:
                     log.warning("The schema is not applied: %s", failure)
                 self._failure = failure
                 self._closed.wait(0.5)
