@@ -1,6 +1,7 @@
 """Where the database is: its hosts, which are tried one by one, those that have answered first."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ class Hosts:
         self._hosts = [
             {name: values[number % len(values)] for name, values in lists.items()} for number in range(count)
         ]
-        self._own_options = str(given.get("options") or "")
+        self._own_options = str(given.get("options") or os.environ.get("PGOPTIONS", ""))
         self._options = f"{LIMITS} {self._own_options}"
         self._last, self._reported, self.problem = "", "", ""
 
@@ -39,7 +40,8 @@ class Hosts:
             try:
                 connection = self._connect_to(host, connect)
             except psycopg.OperationalError as exc:
-                failures.append(f"{name}: {str(exc).splitlines()[0]}")
+                reason, _, _ = str(exc).partition("\n")
+                failures.append(f"{name}: {reason}")
                 if isinstance(exc, ConnectionTimeout):  # each try of it costs 2 s
                     self._move(host, len(self._hosts))
             else:
