@@ -186,8 +186,7 @@ class Conversations:
             raise TooManyTurnsError
         turn = Turn(self, caller, request)
         self._under_way.add(turn)
-        context = contextvars.copy_context()  # the log's request id is in it
-        gevent.spawn(context.run, self._run, turn)
+        gevent.spawn(contextvars.copy_context().run, self._run, turn)  # the log's request id is in the context
         return turn
 
     def _run(self, turn: Turn) -> None:
