@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from chat.client import Caller, PersistenceClient, PersistenceError
 
 RENEW_SECONDS = 5.0  # a mark that is not renewed for 20 s is free
+CALLS = 2  # under way at a time; the turns that begin meanwhile share the next, and one that is lost is not all
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,10 @@ class Marks:
     def __init__(self, client: PersistenceClient) -> None:
         self._client = client
         self._worker_id = str(uuid.uuid4())
-        self._marked: dict[str, Caller] = {}  # by message_id: the turns that ask the model
+        self._marked: dict[str, Caller | None] = {}  # by message_id; None: it is being given back
         self._wanted: dict[str, bool] = {}  # the next marks to be asked for: if they are ours
-        self._asking = threading.Lock()  # one call at a time; the turns that begin meanwhile share the next
+        self._asking = threading.Semaphore(CALLS)
+        self._renewing = threading.Lock()
         self._renewer: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -43,6 +45,9 @@ class Marks:
         del self._marked[message_id]
 
     def _give_back(self, message_id: str, caller: Caller) -> None:
+        self._marked[message_id] = None
+        with self._renewing:  # one that is under way would mark it anew, after this
+            pass
         with contextlib.suppress(PersistenceError):
             self._client.give_back_turn(caller, self._worker_id, message_id)
         del self._marked[message_id]
@@ -69,11 +74,13 @@ class Marks:
     def _renew(self) -> None:
         while True:
             time.sleep(RENEW_SECONDS)
-            for caller in list(self._marked.values()):  # with the key of one of the callers
-                try:
-                    self._client.take_turns(caller, self._worker_id, self._marked)
-                    break
-                except PersistenceError as exc:
-                    log.warning("The marks of %d turns can't be renewed: %s", len(self._marked), exc)
-                    if exc.status != 401:
+            with self._renewing:
+                marked = {message_id: caller for message_id, caller in self._marked.items() if caller}
+                for caller in set(marked.values()):  # with the key of one of the callers
+                    try:
+                        self._client.take_turns(caller, self._worker_id, marked)
                         break
+                    except PersistenceError as exc:
+                        log.warning("The marks of %d turns can't be renewed: %s", len(marked), exc)
+                        if exc.status != 401:
+                            break
