@@ -13,7 +13,7 @@ from urllib3.util import Retry
 
 TIMEOUT = (2.0, 12.0)  # seconds to connect, and for an answer: the service gives one within 10
 READY_TIMEOUT = (0.5, 1.2)
-MARK_TIMEOUT = (2.0, 4.0)  # without an answer a turn goes on: other turns wait for the same call
+MARK_TIMEOUT = (2.0, 3.0)  # without an answer it is tried once more, then turns go on: others wait for the same call
 CONNECTIONS = 128  # kept alive, of a worker
 
 

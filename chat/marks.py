@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from chat.client import Caller, PersistenceClient, PersistenceError
 
 RENEW_SECONDS = 5.0  # a mark that is not renewed for 20 s is free
-CALLS = 2  # under way at a time; the turns that begin meanwhile share the next, and one that is lost is not all
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ class Marks:
         self._worker_id = str(uuid.uuid4())
         self._marked: dict[str, Caller | None] = {}  # by message_id; None: it is being given back
         self._wanted: dict[str, bool] = {}  # the next marks to be asked for: if they are ours
-        self._asking = threading.Semaphore(CALLS)
+        self._asking = threading.Lock()  # one call at a time; the turns that begin meanwhile share the next
         self._renewing = threading.Lock()
         self._renewer: threading.Thread | None = None
 
