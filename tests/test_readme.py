@@ -28,7 +28,7 @@ def matches(shown: list[str], given: list[str]) -> bool:
 def test_the_tour_answers_as_shown(folder: Path) -> None:
     chat, persistence = free_port(), free_port()
     tour = README.replace("localhost:8100", f"127.0.0.1:{chat}").replace("localhost:8000", f"127.0.0.1:{persistence}")
-    calls = re.findall(r"```sh\n([^`]*?curl.*?)```\n```\w+\n(.*?)```", tour, re.DOTALL)
+    calls = re.findall(r"```sh\n([^`]*curl[^`]*)```\n```\w+\n(.*?)```", tour, re.DOTALL)
     assert len(calls) == 10
     command = [sys.executable, "-m", "chat", "--with-persistence", "--demo-model"]
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PORT": str(chat)}
@@ -74,3 +74,19 @@ def test_the_settings_are_those_that_are_read() -> None:
         name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
     assert shown == read
+
+
+def test_each_test_that_is_named_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", README))
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert named
+    assert named <= set(re.findall(r"^def (test_\w+)", sources, re.MULTILINE))
+
+
+def test_the_ways_through_the_code_are_as_long_as_it_says() -> None:
+    ways = re.findall(r"^\| .*? \| (`\w+/.*?) \| (\d+) \|$", README, re.MULTILINE)
+    assert len(ways) == 3
+    for files, said in ways:
+        lines = [line for name in re.findall("`(.*?)`", files) for line in (ROOT / name).read_text().splitlines()]
+        counted = sum(not re.match(r"\s*(#|--|$)", line) for line in lines)
+        assert abs(counted - int(said)) <= int(said) / 20, files

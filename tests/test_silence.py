@@ -1,6 +1,7 @@
 """Models that think for long: no stream is silent for longer than 15 seconds, and no call is made twice."""
 
 import itertools
+import re
 import resource
 import shutil
 import subprocess
@@ -38,7 +39,7 @@ events {}
 http {
   access_log off;
   client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-  server { listen 127.0.0.1:%d; location / { proxy_pass http://127.0.0.1:%d; } }
+  %s
 }
 """
 
@@ -149,7 +150,10 @@ def test_a_model_may_think_for_ninety_seconds_behind_nginx(
 ) -> None:
     turn = new_turn("fault: wait 90, say at last, finish stop")
     port = free_port()
-    (folder / "nginx.conf").write_text(NGINX % (port, patient_chat.port))
+    shown = re.search(r"```nginx\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown
+    server = shown[1].replace("8080", f"127.0.0.1:{port}").replace(":8100", f":{patient_chat.port}")
+    (folder / "nginx.conf").write_text(NGINX % server)
     command = ["nginx", "-p", str(folder), "-c", "nginx.conf", "-e", "nginx.log"]
     with subprocess.Popen(command) as nginx:
         url = f"http://127.0.0.1:{port}"
