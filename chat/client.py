@@ -13,7 +13,6 @@ from urllib3.util import Retry
 
 TIMEOUT = (2.0, 12.0)  # seconds to connect, and for an answer: the service gives one within 10
 READY_TIMEOUT = (0.5, 1.2)
-MARK_TIMEOUT = (2.0, 3.0)  # without an answer it is tried once more, then turns go on: others wait for the same call
 CONNECTIONS = 128  # kept alive, of a worker
 
 
@@ -27,16 +26,16 @@ class Retries(Retry):
         return super().increment(*args, **kwargs)
 
 
-RETRIED: dict[str, Any] = {
-    "total": 6,
-    "backoff_factor": 0.1,
-    "backoff_max": 1.5,
-    "status_forcelist": (500, 502, 503, 504),
-    "allowed_methods": None,  # all: each can be repeated safely
-    "retry_after_max": 2,
-    "raise_on_status": False,
-}
-RETRIES = Retries(read=2, **RETRIED)
+RETRIES = Retries(
+    total=6,
+    read=2,
+    backoff_factor=0.1,
+    backoff_max=1.5,
+    status_forcelist=(500, 502, 503, 504),
+    allowed_methods=None,  # all: each can be repeated safely
+    retry_after_max=2,
+    raise_on_status=False,
+)
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
 
@@ -65,7 +64,6 @@ class PersistenceClient:
         self._base_url = base_url
         # under load a turn waits for a connection: new ones for each call would cost more time than there is
         self._session = _session(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES, pool_block=True))
-        self._session.mount(f"{base_url}/turns/", HTTPAdapter(1, CONNECTIONS, max_retries=Retry(read=1, **RETRIED)))
         self._session.mount(f"{base_url}/ready", HTTPAdapter(1, 1))
         self._lists = _session(
             base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES)
@@ -95,14 +93,12 @@ class PersistenceClient:
     def take_turns(self, caller: Caller, worker_id: str, message_ids: Iterable[str]) -> list[str]:
         """Mark the turns of these messages as at work here, and return those that are. Raises PersistenceError."""
         body = {"worker_id": worker_id, "message_ids": list(message_ids)}
-        response = self._request(caller, "PUT", "/turns/", body=body, timeout=MARK_TIMEOUT)
-        taken: list[str] = response.json()["message_ids"]
+        taken: list[str] = self._request(caller, "PUT", "/turns/", body=body).json()["message_ids"]
         return taken
 
     def give_back_turn(self, caller: Caller, worker_id: str, message_id: str) -> None:
         """Take this worker's mark off a turn. Raises PersistenceError."""
-        query = {"worker_id": worker_id}
-        self._request(caller, "DELETE", f"/turns/{message_id}", query=query, timeout=MARK_TIMEOUT)
+        self._request(caller, "DELETE", f"/turns/{message_id}", query={"worker_id": worker_id})
 
     def problem(self) -> str | None:
         """Return within two seconds why the service can't do its work, or None."""
@@ -122,7 +118,6 @@ class PersistenceClient:
         body: Any = None,
         media: str = JSON,
         stream: bool = False,
-        timeout: tuple[float, float] = TIMEOUT,
     ) -> requests.Response:
         headers = {
             "x-api-key": caller.api_key.encode("latin-1"),
@@ -135,7 +130,7 @@ class PersistenceClient:
         # prepared without what a session would add to it: the session has nothing to add, and looks for it at length
         request = requests.Request(method, self._base_url + path, headers, data=data, params=query).prepare()
         send = functools.partial((self._lists if stream else self._session).send, request)
-        options: dict[str, Any] = {"stream": stream, "allow_redirects": False, "timeout": timeout}
+        options: dict[str, Any] = {"stream": stream, "allow_redirects": False, "timeout": TIMEOUT}
         try:
             try:
                 response = send(**options)

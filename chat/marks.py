@@ -21,8 +21,6 @@ class Marks:
         self._client = client
         self._worker_id = str(uuid.uuid4())
         self._marked: dict[str, Caller | None] = {}  # by message_id; None: it is being given back
-        self._wanted: dict[str, bool] = {}  # the next marks to be asked for: if they are ours
-        self._asking = threading.Lock()  # one call at a time; the turns that begin meanwhile share the next
         self._renewing = threading.Lock()
         self._renewer: threading.Thread | None = None
 
@@ -56,19 +54,14 @@ class Marks:
         if self._renewer is None:
             self._renewer = threading.Thread(target=self._renew, daemon=True)
             self._renewer.start()
-        wanted = self._wanted
-        wanted[message_id] = True  # unless the persistence service says otherwise
-        with self._asking:
-            if wanted is self._wanted:  # else another turn has asked for all of them, while this one waited
-                self._wanted = {}
-                try:
-                    taken = self._client.take_turns(caller, self._worker_id, wanted)
-                    wanted.update(dict.fromkeys(wanted.keys() - taken, False))
-                except PersistenceError as exc:
-                    log.warning("Turns can't be marked as at work: %s", exc)
-        if not wanted[message_id]:
+        try:
+            is_ours = message_id in self._client.take_turns(caller, self._worker_id, [message_id])
+        except PersistenceError as exc:
+            log.warning("The turn can't be marked as at work: %s", exc)
+            return True
+        if not is_ours:
             del self._marked[message_id]
-        return wanted[message_id]
+        return is_ours
 
     def _renew(self) -> None:
         while True:
