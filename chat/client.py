@@ -180,4 +180,6 @@ def _refusal(response: requests.Response) -> PersistenceError:
             if response.status_code >= 500:
                 return PersistenceError(503, f"The persistence service fails; try again soon. It says: {message}")
             return PersistenceError(response.status_code, message, error.get("errors"))
+    if response.status_code in (502, 503, 504):  # a balancer's own, which has no instance to pass the request to
+        return _away()
     return PersistenceError(502, f"API_BASE_URL: what is there answered {response.status_code}, and not as it should.")
