@@ -120,7 +120,7 @@ class Turn:
                     stored = self._ask(is_new and self._is_new_chat)
             if stored is None:  # another request is at work on it
                 time.sleep(pause)
-                pause = min(1.0, 1.5 * pause)
+                is_new, pause = False, min(1.0, 1.5 * pause)  # the other one may have stored the reply by then
         self._events.put(Stored(stored))
 
     def _ask(self, is_first: bool) -> str:
