@@ -52,6 +52,7 @@ class Service:
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         env = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PORT": str(self.port), **inherited}
         env |= {name: str(value) for name, value in settings.items()}
+        self.worker_count = 0 if flags else int(settings.get("WEB_CONCURRENCY") or 2)
         with self.output.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *flags], env=env, cwd=folder, stdout=output, stderr=output
@@ -63,8 +64,11 @@ class Service:
             wait_for(self.is_up, 30, f"{module} on {self.port}")
 
     def is_up(self) -> bool:
+        """Tell whether all workers are there and ready; which of them answers a connection is up to the kernel."""
         assert self.process.poll() is None, self.text()
-        return requests.get(f"{self.url}/ready", timeout=5).status_code == 200
+        if self.worker_count and len(self.workers()) != self.worker_count:
+            return False
+        return all(requests.get(f"{self.url}/ready", timeout=5).ok for _ in range(8))
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
         return self.session.request(method, self.url + path, **({"timeout": 30} | options))

@@ -272,4 +272,4 @@ def test_workers_end_with_a_killed_master(
     service.process.wait()
     assert psutil.wait_procs(workers, 30)[1] == []
     again = make_service("persistence", PORT=service.port, DATABASE_URL=database_url, API_KEY=KEY)
-    assert again.get("/ready").status_code == 200
+    assert again.get("/messages/?limit=1").status_code == 200
