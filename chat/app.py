@@ -1,12 +1,11 @@
 """Wires the chat service together."""
 
 from flask import Flask
-from flask.typing import ResponseReturnValue
 
 from chat import routes
-from chat.chunks import ModelError
-from chat.client import PersistenceClient, PersistenceError
-from chat.conversation import Conversations, ReplyLostError, TooManyTurnsError
+from chat.client import PersistenceClient
+from chat.conversation import Conversations
+from chat.errors import TurnError
 from chat.model import Model
 from chat.settings import Settings
 from persistence.web import service
@@ -36,11 +35,5 @@ def create_app(settings: Settings) -> Flask:
     conversations = Conversations(settings, client, Model(settings))
     app.extensions |= {"client": client, "conversations": conversations, "is_busy": conversations.is_busy}
 
-    @app.errorhandler(ModelError)
-    @app.errorhandler(PersistenceError)
-    @app.errorhandler(ReplyLostError)
-    @app.errorhandler(TooManyTurnsError)
-    def failure(exc: Exception) -> ResponseReturnValue:
-        return routes.answer_failure(exc)
-
+    app.register_error_handler(TurnError, routes.answer_failure)
     return app

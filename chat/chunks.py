@@ -6,20 +6,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from chat.errors import ModelError
+
 MAX_REPLY_BYTES = 1024 * 1024 - 512  # as JSON in UTF-8: a message of 1 MiB, less its other fields
 MAX_LINE_BYTES = 2 * MAX_REPLY_BYTES
 FINISHED = ("stop", "length")
 TOO_LONG = "The model's reply is longer than a message may be (1 MiB); ask for a shorter one."
 
 log = logging.getLogger(__name__)
-
-
-class ModelError(Exception):
-    """The model gave no reply: the `status` and the sentence for the caller, and `retry_after` seconds if it passes."""
-
-    def __init__(self, status: int, message: str, retry_after: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.retry_after = status, message, retry_after
 
 
 def chunks(body: Iterator[bytes]) -> Iterator[dict[str, Any]]:

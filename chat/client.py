@@ -11,9 +11,11 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ReadTimeoutError
 from urllib3.util import Retry
 
+from chat.errors import PersistenceError
+
 TIMEOUT = (2.0, 12.0)  # seconds to connect, and for an answer: the service gives one within 10
 READY_TIMEOUT = (0.5, 1.2)
-CONNECTIONS = 128  # kept alive, of a worker
+CONNECTIONS = 1000  # kept alive, of a worker
 
 
 class Retries(Retry):
@@ -39,14 +41,6 @@ RETRIES = Retries(
 JSON, NDJSON = "application/json", "application/x-ndjson"
 
 
-class PersistenceError(Exception):
-    """The persistence service refused or failed: `status`, `message`, and `errors` by field, as it gave them."""
-
-    def __init__(self, status: int, message: str, errors: Any = None) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status, self.message, self.errors = status, message, errors
-
-
 class Caller(NamedTuple):
     """For whom a call is made; both are sent on to the persistence service."""
 
@@ -62,12 +56,10 @@ class PersistenceClient:
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
-        # under load a turn waits for a connection: new ones for each call would cost more time than there is
-        self._session = _session(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES, pool_block=True))
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy and no .netrc has a part in what is said to our own service
+        self._session.mount(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES))
         self._session.mount(f"{base_url}/ready", HTTPAdapter(1, 1))
-        self._lists = _session(
-            base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES)
-        )  # held as long as they are read
 
     def store_message(self, caller: Caller, message: Mapping[str, Any]) -> tuple[str, bool]:
         """Store a message, which is safe to repeat, and return it as JSON, and whether it is new.
@@ -119,23 +111,18 @@ class PersistenceClient:
         media: str = JSON,
         stream: bool = False,
     ) -> requests.Response:
-        headers = {
-            "x-api-key": caller.api_key.encode("latin-1"),
-            "X-Request-ID": caller.request_id.encode(),
-            "Accept": media.encode(),
-            "Content-Type": JSON.encode(),
-        }
+        headers = {"x-api-key": caller.api_key.encode("latin-1"), "X-Request-ID": caller.request_id}
+        headers |= {"Accept": media, "Content-Type": JSON}
         # bytes, since requests would escape all that is not ASCII, which can double it
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         # prepared without what a session would add to it: the session has nothing to add, and looks for it at length
         request = requests.Request(method, self._base_url + path, headers, data=data, params=query).prepare()
-        send = functools.partial((self._lists if stream else self._session).send, request)
-        options: dict[str, Any] = {"stream": stream, "allow_redirects": False, "timeout": TIMEOUT}
+        send = functools.partial(self._session.send, request, stream=stream, allow_redirects=False, timeout=TIMEOUT)
         try:
             try:
-                response = send(**options)
+                response = send()
             except requests.exceptions.ChunkedEncodingError:  # its body broke off; urllib3's retries end with the head
-                response = send(**options)
+                response = send()
         except requests.RequestException as exc:
             raise _away() from exc
         response.encoding = "utf-8"
@@ -143,13 +130,6 @@ class PersistenceClient:
         if response.status_code == 204 or (response.status_code in (200, 201) and kind == media):
             return response
         raise _refusal(response)
-
-
-def _session(base_url: str, adapter: HTTPAdapter) -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False  # no proxy and no .netrc has a part in what is said to our own service
-    session.mount(base_url, adapter)
-    return session
 
 
 def pieces(response: requests.Response) -> Iterator[bytes]:
@@ -179,7 +159,7 @@ def _refusal(response: requests.Response) -> PersistenceError:
             message = str(error["message"])
             if response.status_code >= 500:
                 return PersistenceError(503, f"The persistence service fails; try again soon. It says: {message}")
-            return PersistenceError(response.status_code, message, error.get("errors"))
+            return PersistenceError(response.status_code, message, errors=error.get("errors"))
     if response.status_code in (502, 503, 504):  # a balancer's own, which has no instance to pass the request to
         return _away()
     return PersistenceError(502, f"API_BASE_URL: what is there answered {response.status_code}, and not as it should.")

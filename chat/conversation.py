@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import gevent
 
 from chat import history
-from chat.chunks import ModelError
-from chat.client import NDJSON, Caller, PersistenceClient, PersistenceError, rows
+from chat.client import NDJSON, Caller, PersistenceClient, rows
+from chat.errors import ModelError, PersistenceError, TurnError
 from chat.history import Message
 from chat.marks import Marks
 from chat.model import Model
@@ -23,43 +23,15 @@ STORE_SECONDS = 60.0  # a reply is tried to be stored for so long: a failover of
 log = logging.getLogger(__name__)
 
 
-class Question(NamedTuple):
-    """The human's message as it is stored, as JSON: the first event of a turn."""
+class Event(NamedTuple):
+    """What happens in a turn, in this order, by its `name`; `reply` or `error` is the last one.
 
-    message: str
+    `message`: the human's message as it is stored, as JSON. `delta`: a piece of the reply; an empty one says that the
+    provider has begun. `reply`: the reply as it is stored, as JSON. `error`: the exception.
+    """
 
-
-class Delta(NamedTuple):
-    """A piece of the reply; an empty one says that the provider has begun."""
-
-    content: str
-
-
-class Stored(NamedTuple):
-    """The reply as it is stored, as JSON: the last event of a turn."""
-
-    message: str
-
-
-class Failed(NamedTuple):
-    """The last event of a turn that has no reply."""
-
-    error: Exception
-
-
-Event = Question | Delta | Stored | Failed
-
-
-class TooManyTurnsError(Exception):
-    """As many turns are under way as there may be."""
-
-
-class ReplyLostError(Exception):
-    """The reply `text` is there, but could not be stored: `cause` says why."""
-
-    def __init__(self, text: str, cause: PersistenceError) -> None:
-        super().__init__(str(cause))
-        self.text, self.cause = text, cause
+    name: str
+    data: Any
 
 
 class Turn:
@@ -78,7 +50,8 @@ class Turn:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._began = time.monotonic()
         self.log_fields: dict[str, Any] = {"model": conversations.settings.openai_model}
-        self.is_abandoned = False
+        self.is_repeated = False  # at this worker, while it is under way
+        self._is_abandoned = False
 
     def next_event(self, seconds: float | None = None) -> Event | None:
         """Return the next event, or None if none comes within `seconds`."""
@@ -87,41 +60,43 @@ class Turn:
         except Empty:
             return None
 
+    def abandon(self) -> None:
+        """Note that nobody waits for events any more: if they are not over, the log gets a line at their end."""
+        self._is_abandoned = True
+
     def run(self) -> None:
         """Take the turn, and put what happens into the queue."""
         try:
-            self._take()
-        except (PersistenceError, ModelError, ReplyLostError) as exc:
-            self._events.put(Failed(exc))
+            self._events.put(Event("reply", self._take()))
         except Exception as exc:  # whatever it is: somebody waits for the end
-            log.exception("A turn failed")
-            self._events.put(Failed(exc))
-        if self.is_abandoned:
+            if not isinstance(exc, TurnError):
+                log.exception("A turn failed")
+            self._events.put(Event("error", exc))
+        if self._is_abandoned:
             fields = {"message": "A turn whose caller had gone has ended", "message_id": self.message_id}
             log.info("", extra={"fields": fields | self.log_fields})
 
-    def _take(self) -> None:
+    def _take(self) -> str:
         conversations, client = self._conversations, self._conversations.client
         if conversations.settings.lacks_key and client.read_message(self.caller, self._reply_id) is None:
-            raise ModelError(503, "There is no key for the model; fill OPENAI_API_KEY or its file.", "60")
+            message = "There is no key for the model; fill OPENAI_API_KEY or its file."
+            raise ModelError(503, message, retry_after="60")
         question = {"message_id": self.message_id, "chat_id": self._chat_id, "content": self._content, "role": "human"}
-        message, is_new = client.store_message(self.caller, question)
-        self._events.put(Question(message))
-        stored, pause = None, 0.1
-        while stored is None:
+        stored, is_new = client.store_message(self.caller, question)
+        self._events.put(Event("message", stored))
+        pause = 0.1
+        while True:
             # the mark before the look: a reply that is not there then is not stored by another one meanwhile
             with conversations.marks.hold(self.message_id, self.caller) as is_ours:
-                if not (is_new and is_ours):
-                    stored = client.read_message(self.caller, self._reply_id)
-                if stored is not None:
-                    stored = self._store_once(json.loads(stored))  # which waits for a standby, as the first one did
-                    self._hear(json.loads(stored)["content"])
-                elif is_ours:
-                    stored = self._ask(is_new and self._is_new_chat)
-            if stored is None:  # another request is at work on it
-                time.sleep(pause)
-                is_new, pause = False, min(1.0, 1.5 * pause)  # the other one may have stored the reply by then
-        self._events.put(Stored(stored))
+                is_first = is_new and is_ours and not self.is_repeated
+                reply = None if is_first else client.read_message(self.caller, self._reply_id)
+                if reply is not None:
+                    self._hear(json.loads(reply)["content"])
+                    return self._store_once(json.loads(reply))  # which waits for a standby, as the first one did
+                if is_ours:
+                    return self._ask(is_first and self._is_new_chat)
+            time.sleep(pause)  # another request is at work on it
+            is_new, pause = False, min(1.0, 1.5 * pause)
 
     def _ask(self, is_first: bool) -> str:
         earlier = [] if is_first else self._recall()
@@ -147,7 +122,7 @@ class Turn:
     def _hear(self, piece: str) -> None:
         if piece:
             self.log_fields.setdefault("first_piece_ms", round((time.monotonic() - self._began) * 1000, 1))
-        self._events.put(Delta(piece))
+        self._events.put(Event("delta", piece))
 
     def _store(self, text: str) -> str:
         reply = {"message_id": self._reply_id, "chat_id": self._chat_id, "content": text, "role": "ai"}
@@ -157,7 +132,8 @@ class Turn:
                 return self._store_once(reply)
             except PersistenceError as exc:
                 if exc.status != 503 or time.monotonic() + pause > end:
-                    raise ReplyLostError(text, exc) from exc
+                    message = f"The reply could not be stored, so it is in errors.reply: {exc.message}"
+                    raise PersistenceError(exc.status, message, errors={"reply": text}) from exc
             time.sleep(pause)
             pause = min(5.0, 1.5 * pause)
 
@@ -181,19 +157,19 @@ class Conversations:
         self._under_way: set[Turn] = set()
 
     def begin(self, caller: Caller, request: dict[str, Any]) -> Turn:
-        """Begin a turn, which runs in a greenlet of its own. Raises TooManyTurnsError."""
+        """Begin a turn, which runs in a greenlet of its own. Raises TurnError if too many are under way."""
         if len(self._under_way) >= self.settings.max_turns:
-            raise TooManyTurnsError
+            raise TurnError(503, "Too many turns are under way; try again.")
         turn = Turn(self, caller, request)
+        for other in self._under_way:
+            if (
+                other.message_id == turn.message_id
+            ):  # either may store the question, and the other's reply be there then
+                other.is_repeated = turn.is_repeated = True
         self._under_way.add(turn)
-        gevent.spawn(contextvars.copy_context().run, self._run, turn)  # the log's request id is in the context
+        run = gevent.spawn(contextvars.copy_context().run, turn.run)  # the log's request id is in the context
+        run.rawlink(lambda _run: self._under_way.discard(turn))
         return turn
-
-    def _run(self, turn: Turn) -> None:
-        try:
-            turn.run()
-        finally:
-            self._under_way.discard(turn)
 
     def is_busy(self) -> bool:
         """Return whether turns are under way."""

@@ -7,7 +7,8 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from chat.client import Caller, PersistenceClient, PersistenceError
+from chat.client import Caller, PersistenceClient
+from chat.errors import PersistenceError
 
 RENEW_SECONDS = 5.0  # a mark that is not renewed for 20 s is free
 

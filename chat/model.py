@@ -5,27 +5,33 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import gevent
 import httpx2
 import openai
 
-from chat.chunks import MAX_REPLY_BYTES, TOO_LONG, ModelError, check_end, chunks, codes, read, storable
+from chat.chunks import MAX_REPLY_BYTES, TOO_LONG, check_end, chunks, codes, read, storable
+from chat.errors import ModelError
 from chat.settings import Settings
 
 CONNECT_SECONDS = 10.0
 END_SECONDS = 0.5  # for the body's end after [DONE], which frees the connection for the next turn
 RETRY_PAUSES = (0.5, 1.0)  # seconds, where the provider has done nothing yet
+REJECTED = "The model's provider rejects the service's key; see OPENAI_API_KEY."
+FAILED = "The model's provider failed ({status}); try again."
+REFUSED = "The model's provider refuses the request ({status}); see OPENAI_MODEL, OPENAI_OPTIONS and the log."
 REFUSALS = {  # what the provider's status means for our caller
-    401: "The model's provider rejects the service's key; see OPENAI_API_KEY.",
-    403: "The model's provider rejects the service's key; see OPENAI_API_KEY.",
+    401: REJECTED,
+    403: REJECTED,
     404: "The provider knows no model {model!r}; see OPENAI_MODEL, and OPENAI_BASE_URL.",
-    408: "The model's provider failed ({status}); try again.",
-    409: "The model's provider failed ({status}); try again.",
+    408: FAILED,
+    409: FAILED,
     429: "The model's provider is over its rate limit or quota; try again later.",
 }
-REFUSED = "The model's provider refuses the request ({status}); see OPENAI_MODEL, OPENAI_OPTIONS and the log."
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +59,13 @@ class Model:
         `finish_reason`, and with `prompt_tokens` and `completion_tokens` if the provider tells them. Raises ModelError.
         """
         report["finish_reason"] = None
-        silence = Silence(self._settings.openai_timeout)
         pieces: list[str] = []
         size = 0
         try:
-            with _our_errors(self._settings), self._send(messages, silence) as response:
+            with _our_errors(self._settings), self._send(messages) as response:
                 body = response.iter_bytes()
-                for chunk in chunks(body):
-                    silence.begin()
+                following = chunks(body)
+                while (chunk := self._in_time(next, following, None)) is not None:
                     piece = read(chunk, report)
                     pieces.append(piece)
                     piece = storable(piece)
@@ -76,72 +81,35 @@ class Model:
                     for _ in body:
                         pass
         except ModelError:
-            if report["finish_reason"] is None:
+            if report["finish_reason"] is None:  # else the reply is whole, whatever comes after it
                 raise
-        except gevent.Timeout as exc:
-            if exc is not silence.timeout:
-                raise
-            raise _timed_out() from None
-        finally:
-            silence.end()
         text = storable("".join(pieces))
         check_end(text, report["finish_reason"])
         return text
 
+    def _in_time(self, call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Return what `call` returns. Raises gevent.Timeout after OPENAI_TIMEOUT."""
+        with gevent.Timeout(self._settings.openai_timeout):
+            return call(*args, **kwargs)
+
     @contextlib.contextmanager
-    def _send(self, messages: list[dict[str, str]], silence: "Silence") -> Iterator[Any]:
-        """Send the request, and return the response when its head is there; `silence` is that of each try."""
+    def _send(self, messages: list[dict[str, str]]) -> Iterator[Any]:
+        """Send the request, and return the response when its head is there."""
         body = {"model": self._settings.openai_model, "messages": messages, "stream": True}
+        body |= self._settings.openai_options
+        # what the package's create() calls, without its check of types, which costs a fifth of a turn
+        send = partial(self._client.post, "/chat/completions", body=body, cast_to=httpx2.Response, stream=True)
         for pause in (*RETRY_PAUSES, None):
-            silence.begin()
             try:
-                # what the package's create() calls, without its check of types, which costs a fifth of a turn
-                response = self._client.post(
-                    "/chat/completions", body=body | self._settings.openai_options, cast_to=httpx2.Response, stream=True
-                )
+                response = self._in_time(send)
                 break
             except (openai.APIConnectionError, openai.APIStatusError) as exc:
                 if pause is None or not _has_done_nothing(exc):
                     raise
                 log.info("The provider is asked again: %s", exc.__cause__ or type(exc).__name__)
-            silence.end()
             time.sleep(pause)
         with contextlib.closing(response):
             yield response
-
-
-class Silence:
-    """Raises `timeout` in the greenlet that makes it, unless it is begun anew or ended within `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        self.timeout = gevent.Timeout()
-        self._seconds, self._greenlet = seconds, gevent.getcurrent()
-        self._began = 0.0
-        self._timer: Any = None
-
-    def begin(self) -> None:
-        """Begin, or begin anew: this is for each piece, so the timer runs on, and looks at the end how long it was."""
-        self._began = time.monotonic()
-        if self._timer is None:
-            self._wait(self._seconds)
-
-    def end(self) -> None:
-        """End; nothing is raised any more."""
-        if self._timer is not None:
-            self._timer.close()
-            self._timer = None
-
-    def _wait(self, seconds: float) -> None:
-        self._timer = gevent.get_hub().loop.timer(seconds)
-        self._timer.start(self._look)
-
-    def _look(self) -> None:
-        left = self._began + self._seconds - time.monotonic()
-        self.end()
-        if left > 0:
-            self._wait(left)
-        else:
-            self._greenlet.throw(self.timeout)
 
 
 def _has_done_nothing(exc: openai.APIConnectionError | openai.APIStatusError) -> bool:
@@ -155,8 +123,9 @@ def _has_done_nothing(exc: openai.APIConnectionError | openai.APIStatusError) ->
 def _our_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
-    except (openai.APITimeoutError, httpx2.TimeoutException) as exc:
-        raise _timed_out() from exc
+    except (gevent.Timeout, openai.APITimeoutError, httpx2.TimeoutException) as exc:
+        message = "The model's provider did not answer in time; try again, or see OPENAI_TIMEOUT."
+        raise ModelError(504, message) from exc
     except openai.APIStatusError as exc:
         log.warning("The provider answered %d (%s)", exc.status_code, codes(exc.body))
         raise _refusal(exc, settings) from None  # its text may repeat the key or the conversation: nothing for a log
@@ -167,16 +136,12 @@ def _our_errors(settings: Settings) -> Iterator[None]:
         raise ModelError(502, "The model's provider can't be used; see the log.") from exc
 
 
-def _timed_out() -> ModelError:
-    return ModelError(504, "The model's provider did not answer in time; try again, or see OPENAI_TIMEOUT.")
-
-
 def _refusal(exc: openai.APIStatusError, settings: Settings) -> ModelError:
     status = exc.status_code
-    message = REFUSALS.get(status, REFUSALS[408] if status >= 500 else REFUSED)
+    message = REFUSALS.get(status, FAILED if status >= 500 else REFUSED)
     message = message.format(status=status, model=settings.openai_model)
     if status != 429:
         return ModelError(502, message)
     retry_after = exc.response.headers.get("retry-after", "")
     is_usable = retry_after.isascii() and retry_after.isprintable() and retry_after
-    return ModelError(503, message, retry_after if is_usable else "5")
+    return ModelError(503, message, retry_after=retry_after if is_usable else "5")

@@ -11,19 +11,9 @@ from flask import Response, current_app, request
 from webargs.flaskparser import abort
 
 from chat import sse
-from chat.chunks import ModelError
-from chat.client import Caller, PersistenceClient, PersistenceError, pieces
-from chat.conversation import (
-    Conversations,
-    Delta,
-    Event,
-    Failed,
-    Question,
-    ReplyLostError,
-    Stored,
-    TooManyTurnsError,
-    Turn,
-)
+from chat.client import Caller, PersistenceClient, pieces
+from chat.conversation import Conversations, Event, Turn
+from chat.errors import TurnError
 from chat.schemas import EVENT, EVENTS, REPLY, AnswerSchema, TurnSchema
 from persistence.web import docs, errors, logs
 from persistence.web.auth import presented_key
@@ -70,80 +60,62 @@ def take_turn(turn_request: dict[str, Any]) -> Response:
     conversations: Conversations = current_app.extensions["conversations"]
     turn = conversations.begin(_caller(), turn_request)
     logs.more_fields.set(turn.log_fields)
-    is_streamed: bool = turn_request["stream"]
-    events = _first_events(turn) if is_streamed else _all_events(turn)
-    last = events[-1] if events else None
-    if isinstance(last, Failed):
-        raise last.error
-    if is_streamed:
-        return Response(_stream(turn, events), mimetype=sse.MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
-    message, reply = (event.message for event in events if isinstance(event, Question | Stored))
-    return Response(f'{{"message":{message},"reply":{reply}}}\n', mimetype="application/json")
+    return _streamed(turn) if turn_request["stream"] else _whole(turn)
 
 
-def _first_events(turn: Turn) -> list[Event]:
-    """Return what happens until the provider begins, the turn ends, or START_SECONDS are over."""
+def _whole(turn: Turn) -> Response:
+    stored: dict[str, str] = {}
+    while "reply" not in stored:
+        event = _next(turn)
+        if event:
+            stored[event.name] = event.data
+    return Response(f'{{"message":{stored["message"]},"reply":{stored["reply"]}}}\n', mimetype="application/json")
+
+
+def _streamed(turn: Turn) -> Response:
+    """Return the stream when the provider begins, the turn ends, or START_SECONDS are over."""
     end = time.monotonic() + START_SECONDS
-    events: list[Event] = []
-    while event := turn.next_event(max(0.0, end - time.monotonic())):
+    events: list[Event | None] = []
+    while event := _next(turn, max(0.0, end - time.monotonic())):
         events.append(event)
-        if not isinstance(event, Question):
+        if event.name != "message":
             break
-    return events
+    response = Response(_body(turn, events), mimetype=sse.MEDIA_TYPE, headers={"X-Accel-Buffering": "no"})
+    response.call_on_close(turn.abandon)
+    return response
 
 
-def _all_events(turn: Turn) -> list[Event]:
-    events: list[Event] = []
-    while not (events and isinstance(events[-1], Stored | Failed)):
-        if event := turn.next_event():
-            events.append(event)
-    return events
+def _next(turn: Turn, seconds: float | None = None) -> Event | None:
+    event = turn.next_event(seconds)
+    if event and event.name == "error":
+        raise event.data
+    return event
 
 
-def _stream(turn: Turn, events: list[Event]) -> Iterator[bytes]:
-    first: list[Event | None] = [event for event in events if event != Delta("")] or [None]
-    try:
-        for event in itertools.chain(first, iter(lambda: turn.next_event(PING_SECONDS), turn)):
-            yield _encode(event)
-            if isinstance(event, Stored | Failed):
+def _body(turn: Turn, events: list[Event | None]) -> Iterator[bytes]:
+    for event in itertools.chain(events or [None], iter(lambda: turn.next_event(PING_SECONDS), turn)):
+        match event:
+            case None:
+                yield sse.PING
+            case Event("delta", piece):
+                if piece:
+                    yield sse.encode("delta", {"content": piece})
+            case Event("message", message):
+                yield sse.encode("message", message)
+            case Event("reply", reply):
+                yield sse.encode("reply", reply)
                 return
-    except GeneratorExit:
-        turn.is_abandoned = True
-        raise
-
-
-def _encode(event: Event | None) -> bytes:
-    match event:
-        case Question(message):
-            return sse.encode("message", message)
-        case Delta(content) if content:
-            return sse.encode("delta", {"content": content})
-        case Stored(message):
-            return sse.encode("reply", message)
-        case Failed(error):
-            return sse.encode("error", answer_failure(error)[0])
-    return sse.PING
+            case Event(_, exc):
+                yield sse.encode("error", answer_failure(exc)[0])
+                return
 
 
 def answer_failure(exc: Exception) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Return the error's body, status and headers for what can go wrong in a turn."""
     log.warning("The turn failed: %s (%s)", exc, exc.__cause__ or "no further cause")
-    match exc:
-        case TooManyTurnsError():
-            return errors.answer(503, "Too many turns are under way; try again.", {"Retry-After": "2"})
-        case ModelError():
-            headers = {"Retry-After": exc.retry_after} if exc.retry_after else None
-            return errors.answer(exc.status, exc.message, headers)
-        case ReplyLostError(cause=cause):
-            message = f"The reply could not be stored, so it is in errors.reply: {cause.message}"
-            return errors.answer(cause.status, message, _headers(cause.status), {"reply": exc.text})
-        case PersistenceError():
-            return errors.answer(exc.status, exc.message, _headers(exc.status), exc.errors)
+    if isinstance(exc, TurnError):
+        return errors.answer(exc.status, exc.message, exc.headers, exc.errors)
     return errors.answer(500, errors.TEXTS[500][1])
-
-
-def _headers(status: int) -> dict[str, str]:
-    return {401: {"WWW-Authenticate": "ApiKey"}, 503: {"Retry-After": "2"}}.get(status, {})
 
 
 @blueprint.route("/<uuid4:chat_id>", methods=["GET"])
@@ -157,35 +129,17 @@ def read_chat(query: dict[str, Any], chat_id: str) -> Response:
     """
     client: PersistenceClient = current_app.extensions["client"]
     given = {name: str(value) for name, value in query.items()}
-    upstream = client.list_messages(_caller(), given | {"chat_id": chat_id})
-    body = pieces(upstream)
-    try:
-        first = _beginning(body)
-        if first.strip() == b"[]" and not ("after" in given and _exists(client, chat_id)):
+    with client.list_messages(_caller(), {"chat_id": chat_id, "limit": "1"}) as first:
+        if b"".join(pieces(first)).strip() == b"[]":
             abort(404, message=NOT_FOUND)
-    except BaseException:  # whatever it is, the connection must be given back
-        upstream.close()
-        raise
-    response = Response(itertools.chain([first], body), mimetype="application/json")
+    upstream = client.list_messages(_caller(), given | {"chat_id": chat_id})
+    response = Response(pieces(upstream), mimetype="application/json")
     response.call_on_close(upstream.close)
     following = upstream.links.get("next", {}).get("url")
     if following:
         after = parse_qs(urlsplit(following).query)["after"][0]
         response.headers["Link"] = f'<{request.path}?{urlencode(given | {"after": after})}>; rel="next"'
     return response
-
-
-def _exists(client: PersistenceClient, chat_id: str) -> bool:
-    with client.list_messages(_caller(), {"chat_id": chat_id, "limit": "1"}) as page:
-        return _beginning(pieces(page)).strip() != b"[]"
-
-
-def _beginning(body: Iterator[bytes]) -> bytes:
-    """Return as much of a list's JSON as tells whether it is empty."""
-    beginning = b""
-    while len(beginning.strip()) < 2 and (piece := next(body, b"")):
-        beginning += piece
-    return beginning
 
 
 def _caller() -> Caller:

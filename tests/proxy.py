@@ -13,7 +13,7 @@ class Link:
     """A client's connection and the one behind it."""
 
     def __init__(self, proxy: "Proxy", client: socket.socket, server: socket.socket) -> None:
-        self.proxy, self.ends = proxy, (client, server)
+        self.proxy, self.ends, self.may_answer = proxy, (client, server), proxy.may_answer
         self.dead = False
         for end in self.ends:
             if end.family == socket.AF_INET:  # what comes in two pieces must not wait for what is read of the first
@@ -24,6 +24,8 @@ class Link:
     def pump(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if source is self.ends[1]:
+                    self.may_answer.wait()
                 self.dead = self.dead or self.proxy.swallows
                 if not self.dead:
                     target.sendall(data)
@@ -43,12 +45,15 @@ class Proxy:
     """Listens on `port` of the loopback address; each of `targets` is the path of a Unix socket, or a host and a port.
 
     The connections go to the targets in turn, past those that refuse. What it `swallows` is lost for good: a connection
-    that lost a byte stays dead, and nobody is told.
+    that lost a byte stays dead, and nobody is told. The answers on connections that are made while `may_answer` is
+    an event that is not set wait for that event.
     """
 
     def __init__(self, *targets: str | tuple[str, int]) -> None:
         self.targets = deque(targets)
         self.swallows = False
+        self.may_answer = threading.Event()
+        self.may_answer.set()
         self.links: list[Link] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]

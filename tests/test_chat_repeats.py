@@ -1,11 +1,17 @@
 """Exactly once: whoever sends a request again gets the one reply, and leaves nothing twice."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from tests.chats import answer_of, events_of, new_turn, stored
+from tests.chats import answer_of, events_of, new_turn, post_turn, running, stored
 from tests.fake_openai import FakeOpenAI
 from tests.messages import assert_error, new_id
-from tests.services import Service
+from tests.proxy import Proxy
+from tests.services import Service, wait_for
 
 
 @pytest.mark.parametrize("with_chat_id", [True, False])
@@ -65,3 +71,22 @@ def test_a_reply_that_was_deleted_is_made_again_under_its_id(
     again, second = answer_of(chat.post("/chat", json=turn))
     assert (again, second["message_id"]) == (question, reply["message_id"])
     assert second["content"] == "reply number 2"
+
+
+def test_a_repeat_that_overtakes_the_first_makes_the_one_call(
+    persistence: Service, chat_settings: dict[str, Any], model: FakeOpenAI, tmp_path: Path
+) -> None:
+    turn = new_turn("fault: count")
+    proxy = Proxy(("127.0.0.1", persistence.port))
+    settings = chat_settings | {"API_BASE_URL": f"http://127.0.0.1:{proxy.port}", "WEB_CONCURRENCY": 1}
+    with running("chat", tmp_path, **settings) as chat, ThreadPoolExecutor() as pool:
+        held = proxy.may_answer = threading.Event()
+        first = pool.submit(post_turn, chat, turn)
+        wait_for(lambda: stored(persistence, turn))
+        proxy.may_answer = threading.Event()
+        proxy.may_answer.set()
+        repeat = post_turn(chat, turn)
+        held.set()
+        assert answer_of(repeat) == answer_of(first.result()) == stored(persistence, turn)
+    proxy.close()
+    assert len(model.requests) == 1
