@@ -15,7 +15,7 @@ from chat.errors import PersistenceError
 
 TIMEOUT = (2.0, 12.0)  # seconds to connect, and for an answer: the service gives one within 10
 READY_TIMEOUT = (0.5, 1.2)
-CONNECTIONS = 1000  # kept alive, of a worker
+CONNECTIONS = 128  # kept alive, of a worker
 
 
 class Retries(Retry):
@@ -58,7 +58,10 @@ class PersistenceClient:
         self._base_url = base_url
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy and no .netrc has a part in what is said to our own service
-        self._session.mount(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES))
+        # under load a turn waits for a connection: new ones for each call would cost more time than there is
+        self._session.mount(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES, pool_block=True))
+        # but a list has one for as long as it is read
+        self._session.mount(f"{base_url}/messages/?", HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES))
         self._session.mount(f"{base_url}/ready", HTTPAdapter(1, 1))
 
     def store_message(self, caller: Caller, message: Mapping[str, Any]) -> tuple[str, bool]:
