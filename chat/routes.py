@@ -28,7 +28,7 @@ from chat.schemas import EVENT, EVENTS, REPLY, AnswerSchema, TurnSchema
 from persistence.web import docs, errors, logs
 from persistence.web.auth import presented_key
 from persistence.web.fields import MESSAGE, MessageSchema, PageSchema
-from persistence.web.parsing import Blueprint, no_query
+from persistence.web.parsing import Blueprint
 
 START_SECONDS = 10.0  # what fails within them has its plain status
 PING_SECONDS = 10.0  # the contract: no more than 15 without a byte
@@ -55,7 +55,6 @@ blueprint = Blueprint("Chat", __name__, url_prefix="/chat", description="Talk to
     example=EVENTS,
 )
 @blueprint.errors(409, 422, 502, 503, 504)
-@no_query
 def take_turn(turn_request: dict[str, Any]) -> Response:
     """Say something to the model
 
@@ -139,7 +138,7 @@ def answer_failure(exc: Exception) -> tuple[dict[str, Any], int, dict[str, str]]
             return errors.answer(cause.status, message, _headers(cause.status), {"reply": exc.text})
         case PersistenceError():
             return errors.answer(exc.status, exc.message, _headers(exc.status), exc.errors)
-    return errors.answer(500, errors.TEXTS[500][1])
+    return errors.answer(500)
 
 
 def _headers(status: int) -> dict[str, str]:

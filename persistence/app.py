@@ -47,7 +47,7 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
             log.warning("The database failed: %s", failures.describe(exc))
             return errors.answer(503, "The database does not answer; try again soon.", {"Retry-After": "1"})
         log.error("A statement is wrong: %s", failures.describe(exc))
-        return errors.answer(500, errors.TEXTS[500][1])
+        return errors.answer(500)
 
     db.open()
     return app
