@@ -1,7 +1,6 @@
 """Wires the chat service together."""
 
 from flask import Flask
-from flask.typing import ResponseReturnValue
 
 from chat import routes
 from chat.chunks import ModelError
@@ -35,12 +34,6 @@ def create_app(settings: Settings) -> Flask:
     )
     conversations = Conversations(settings, client, Model(settings))
     app.extensions |= {"client": client, "conversations": conversations, "is_busy": conversations.is_busy}
-
-    @app.errorhandler(ModelError)
-    @app.errorhandler(PersistenceError)
-    @app.errorhandler(ReplyLostError)
-    @app.errorhandler(TooManyTurnsError)
-    def failure(exc: Exception) -> ResponseReturnValue:
-        return routes.answer_failure(exc)
-
+    for failure in (ModelError, PersistenceError, ReplyLostError, TooManyTurnsError):
+        app.register_error_handler(failure, routes.answer_failure)
     return app

@@ -12,14 +12,8 @@ REPLY = MESSAGE | {
     "sent_at": "2026-11-23T16:04:06.480000+00:00",
     "role": "ai",
 }
-EVENTS = b"".join(
-    [
-        sse.encode("message", MESSAGE),
-        sse.encode("delta", {"content": "Par"}),
-        sse.PING,
-        sse.encode("delta", {"content": "is."}),
-        sse.encode("reply", REPLY),
-    ]
+EVENTS = (
+    sse.encode("message", MESSAGE) + sse.PING + sse.encode("delta", {"content": "Paris."}) + sse.encode("reply", REPLY)
 ).decode()
 EVENT = {
     "type": "object",
@@ -36,8 +30,8 @@ class TurnSchema(ma.Schema):
     """A message to the model."""
 
     content = fields.content("What to say.", required=True)
-    chat_id = fields.uuid("The chat to go on with; absent: a new one. It is in every answer.", CHAT_ID)
-    message_id = fields.uuid("Its id; a fresh one if absent. Choose it yourself, and you can send the request again.")
+    chat_id = fields.UUIDField("The chat to go on with; absent: a new one. It is in every answer.", CHAT_ID)
+    message_id = fields.UUIDField("Its id; if absent, a fresh one. Choose it yourself, and you can send it again.")
     stream = fields.BooleanField(
         load_default=False,
         metadata={"description": "true: the reply comes as server-sent events, piece by piece.", "examples": [False]},

@@ -39,7 +39,7 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
     api.spec.components.schemas["MessageChanges"]["anyOf"] = [{"required": ["content"]}, {"required": ["rating"]}]
     app.extensions["database"] = db
     app.extensions["exports"] = threading.BoundedSemaphore(settings.db_connections // 2)
-    app.before_request(lambda: deadline.begin())
+    app.before_request(deadline.begin)
 
     @app.errorhandler(psycopg.Error)
     def failure(exc: psycopg.Error) -> ResponseReturnValue:

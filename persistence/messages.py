@@ -1,30 +1,22 @@
 """/messages/: HTTP in, HTTP out."""
 
 import json
+import uuid
 from typing import Any
 
 from flask import Response, current_app, jsonify, request
 from webargs.flaskparser import abort
 
-from persistence import listing, store
+from persistence import listing, schemas, store
 from persistence.database import Database
-from persistence.schemas import (
-    ImportedMessageSchema,
-    ImportSchema,
-    MessageChangesSchema,
-    MessagesQuerySchema,
-    NewMessageSchema,
-)
 from persistence.web import docs
 from persistence.web.fields import MESSAGE, MESSAGE_ID, MessageSchema
 from persistence.web.parsing import Blueprint, load_lines, no_query, read_body, reject_fields
 
-blueprint = Blueprint(
-    "Messages", __name__, url_prefix="/messages", description="Store, change, rate and list messages."
-)
+blueprint = Blueprint("Messages", __name__, url_prefix="/messages", description="Store, rate and list messages.")
 
 NOT_FOUND = "There is no message with this id."
-NEW, IMPORTED = NewMessageSchema(), ImportedMessageSchema()
+NEW, IMPORTED = schemas.NewMessageSchema(), MessageSchema(partial=("rating", "sent_at"))
 LINES = {
     "schema": {"type": "string", "description": "One message a line, as JSON, with its `message_id`."},
     "example": f"{json.dumps(MESSAGE)}\n",
@@ -33,10 +25,7 @@ NEW_MESSAGES = {
     "required": True,
     "description": "The message to store, or the messages to import.",
     "content": {
-        listing.JSON: {
-            "schema": NewMessageSchema,
-            "example": {name: MESSAGE[name] for name in ("chat_id", "content", "role")},
-        },
+        listing.JSON: {"schema": NEW, "example": {name: MESSAGE[name] for name in ("chat_id", "content", "role")}},
         listing.NDJSON: LINES,
     },
 }
@@ -49,7 +38,7 @@ LINK = docs.link(f"/messages/?limit=50&after={MESSAGE_ID}")
 @blueprint.response(201, MessageSchema, description="Stored.", headers=LOCATION, example=MESSAGE)
 @blueprint.alt_response(
     200,
-    schema={"anyOf": [MessageSchema, ImportSchema]},
+    schema={"anyOf": [MessageSchema, schemas.ImportSchema]},
     description="Stored already, and this is it; or imported.",
     headers=LOCATION,
     example=MESSAGE,
@@ -67,7 +56,8 @@ def create_message() -> Response:
     if request.mimetype == listing.NDJSON:
         return _import(load_lines(read_body(listing.NDJSON), IMPORTED))
     database: Database = current_app.extensions["database"]
-    message = {"sent_at": None} | blueprint.ARGUMENTS_PARSER.parse(NEW)
+    defaults = {"message_id": str(uuid.uuid4()), "rating": None, "sent_at": None}
+    message: dict[str, Any] = defaults | blueprint.ARGUMENTS_PARSER.parse(NEW)
     while (stored := store.insert_message(database, message)) is None:
         found = store.select_stored_message(database, message)
         if found is not None:  # else it was deleted between the two
@@ -85,7 +75,7 @@ def _import(messages: list[dict[str, Any]]) -> Response:
 
 
 @blueprint.route("/", methods=["GET"])
-@blueprint.arguments(MessagesQuerySchema(), location="query")
+@blueprint.arguments(schemas.MessagesQuerySchema(), location="query")
 @blueprint.response(200, MessageSchema(many=True), description="The messages.", headers=LINK, example=[MESSAGE])
 @blueprint.alt_response(200, description="The messages.", content_type=listing.NDJSON, **LINES)
 def list_messages(query: dict[str, Any]) -> Response:
@@ -136,7 +126,7 @@ def read_message(message_id: str) -> Response:
 
 
 @blueprint.route("/<uuid4:message_id>", methods=["PUT"])
-@blueprint.arguments(MessageChangesSchema(), description="What to change.", example={"rating": True})
+@blueprint.arguments(schemas.MessageChangesSchema(), description="What to change.", example={"rating": True})
 @blueprint.response(200, MessageSchema, description="The message as it is now.", example=MESSAGE | {"rating": True})
 def update_message(changes: dict[str, Any], message_id: str) -> Response:
     """Change or rate a message

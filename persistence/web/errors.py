@@ -4,7 +4,8 @@ from typing import Any
 
 import marshmallow as ma
 from flask_smorest import Api
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, default_exceptions
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.http import HTTP_STATUS_CODES
 
 # what is wrong and what to do about it, if nothing more exact is known: for the caller and for the documentation
 MESSAGES = {
@@ -56,6 +57,5 @@ def answer(
     code: int, message: str | None = None, headers: dict[str, str] | None = None, errors: Any = None
 ) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Return an error's body, status and headers, as a view may return them."""
-    known = default_exceptions.get(code)
-    body = {"code": code, "status": known().name if known else "Error", "message": message or MESSAGES[code]}
+    body = {"code": code, "status": HTTP_STATUS_CODES.get(code, "Error"), "message": message or MESSAGES[code]}
     return body | ({"errors": errors} if errors else {}), code, headers or {}

@@ -30,6 +30,9 @@ MESSAGE = {
 class UUIDField(ma.fields.String):
     """A UUID of version 4 (RFC 9562) in the 8-4-4-4-12 form, in either case; loaded in lower case."""
 
+    def __init__(self, description: str, example: str = MESSAGE_ID, **kwargs: Any) -> None:
+        super().__init__(metadata=UUID_SCHEMA | {"description": description, "examples": [example]}, **kwargs)
+
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> str:
         if not isinstance(value, str) or not re.fullmatch(UUID4, value):
             raise ma.ValidationError("Not a UUID of version 4.")
@@ -48,6 +51,9 @@ class BooleanField(ma.fields.Boolean):
 class TimeField(ma.fields.DateTime):
     """An RFC 3339 date-time, in UTC if it has no offset; loaded in UTC."""
 
+    def __init__(self, description: str, **kwargs: Any) -> None:
+        super().__init__(metadata={"description": description, "examples": [MESSAGE["sent_at"]]}, **kwargs)
+
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> datetime:
         if not isinstance(value, str) or not RFC3339.fullmatch(value):
             raise ma.ValidationError(
@@ -64,9 +70,9 @@ class LimitField(ma.fields.Integer):
     """A whole number in decimal digits, from 1 to `most`."""
 
     def __init__(self, description: str, most: int, **kwargs: Any) -> None:
+        self.most = most
         metadata = {"description": description, "minimum": 1, "maximum": most, "example": 50}
         super().__init__(metadata=metadata, **kwargs)
-        self.most = most
 
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> int:
         if not (re.fullmatch("[0-9]{1,9}", value) and 1 <= int(value) <= self.most):
@@ -74,31 +80,13 @@ class LimitField(ma.fields.Integer):
         return int(value)
 
 
-def uuid(description: str, example: str = MESSAGE_ID, **kwargs: Any) -> UUIDField:
-    """Return a field for an id."""
-    metadata = UUID_SCHEMA | {"description": description, "examples": [example]}
-    return UUIDField(metadata=metadata, **kwargs)
-
-
-def content(description: str = "The text.", **kwargs: Any) -> ma.fields.String:
+def content(description: str, **kwargs: Any) -> ma.fields.String:
     """Return a field for the text of a message, which PostgreSQL and UTF-8 can hold."""
     description += " 1 character at least, any Unicode but NUL and lone surrogates."
     metadata = {"description": description, "examples": [MESSAGE["content"]], "pattern": r"^[^\u0000]+$"}
+    not_empty = Length(min=1, error="Must not be empty.")
     can_be_stored = Regexp(r"[^\0\ud800-\udfff]*\Z", error="Must hold no NUL character and no lone surrogate.")
-    return ma.fields.String(
-        validate=[Length(min=1, error="Must not be empty."), can_be_stored], metadata=metadata, **kwargs
-    )
-
-
-def rating(**kwargs: Any) -> BooleanField:
-    """Return a field for the rating of a message."""
-    metadata = {"description": "true: good, false: bad, null: not rated.", "examples": [None]}
-    return BooleanField(allow_none=True, metadata=metadata, **kwargs)
-
-
-def time(description: str, **kwargs: Any) -> TimeField:
-    """Return a field for a point in time."""
-    return TimeField(metadata={"description": description, "examples": [MESSAGE["sent_at"]]}, **kwargs)
+    return ma.fields.String(validate=[not_empty, can_be_stored], metadata=metadata, **kwargs)
 
 
 def choice(description: str, *values: str, **kwargs: Any) -> ma.fields.String:
@@ -110,11 +98,17 @@ def choice(description: str, *values: str, **kwargs: Any) -> ma.fields.String:
 class MessageSchema(ma.Schema):
     """A message as it is stored."""
 
-    message_id = uuid("Its id.", required=True)
-    chat_id = uuid("The chat that it belongs to.", CHAT_ID, required=True)
-    content = content(required=True)
-    rating = rating(required=True)
-    sent_at = time("When it was sent, in UTC with six decimals.", required=True)
+    message_id = UUIDField(
+        "Its id; if absent, a fresh one. Choose it yourself, and you can send it again.", required=True
+    )
+    chat_id = UUIDField("The chat that it belongs to; any id that you choose.", CHAT_ID, required=True)
+    content = content("The text.", required=True)
+    rating = BooleanField(
+        required=True,
+        allow_none=True,
+        metadata={"description": "true: good, false: bad, null: not rated.", "examples": [None]},
+    )
+    sent_at = TimeField("When it was sent; if absent, now. RFC 3339, in UTC if it has no offset.", required=True)
     role = choice("Who wrote it.", "ai", "human", required=True)
 
 
@@ -122,7 +116,7 @@ class PageSchema(ma.Schema):
     """Which part of a list of messages to return."""
 
     order = choice("asc: in the order in which they were stored (default); desc: the last one first.", "desc", "asc")
-    after = uuid("Only what follows this message in the same order.")
+    after = UUIDField("Only what follows this message in the same order.")
     limit = LimitField("At most so many, with a `Link` while there is more. Absent: all, streamed.", 1000)
 
 
