@@ -16,7 +16,7 @@ from persistence.web.parsing import Blueprint, load_lines, no_query, read_body, 
 blueprint = Blueprint("Messages", __name__, url_prefix="/messages", description="Store, rate and list messages.")
 
 NOT_FOUND = "There is no message with this id."
-NEW, IMPORTED = schemas.NewMessageSchema(), MessageSchema(partial=("rating", "sent_at"))
+NEW, IMPORTED = schemas.NewMessageSchema(), schemas.ImportedMessageSchema()
 LINES = {
     "schema": {"type": "string", "description": "One message a line, as JSON, with its `message_id`."},
     "example": f"{json.dumps(MESSAGE)}\n",

@@ -1,9 +1,11 @@
 """The schemas of requests and responses: the rules for fields, and what Swagger UI says of them."""
 
+from typing import Any
+
 import marshmallow as ma
 from marshmallow.validate import Length
 
-from persistence.web.fields import CHAT_ID, LimitField, MessageSchema, PageSchema, TimeField, UUIDField, choice
+from persistence.web.fields import CHAT_ID, MESSAGE, LimitField, MessageSchema, PageSchema, TimeField, UUIDField, choice
 
 WORKER_ID = "c1f6a3de-1b0c-4a57-9a3e-2f8d1c5b7e60"
 
@@ -11,8 +13,17 @@ WORKER_ID = "c1f6a3de-1b0c-4a57-9a3e-2f8d1c5b7e60"
 class NewMessageSchema(MessageSchema):
     """A message to store."""
 
-    def __init__(self) -> None:
-        super().__init__(partial=("message_id", "rating", "sent_at"))
+    optional: tuple[str, ...] = ("message_id", "rating", "sent_at")
+
+    def on_bind_field(self, field_name: str, field_obj: ma.fields.Field[Any]) -> None:
+        """Require the field if it is not optional."""
+        field_obj.required = field_name not in self.optional
+
+
+class ImportedMessageSchema(NewMessageSchema):
+    """A message to import, as the export has it."""
+
+    optional = ("rating", "sent_at")
 
 
 class ImportSchema(ma.Schema):
@@ -22,11 +33,10 @@ class ImportSchema(ma.Schema):
     already_there = ma.fields.Integer(required=True, metadata={"description": "How many were there."})
 
 
-class MessageChangesSchema(MessageSchema):
+class MessageChangesSchema(NewMessageSchema):
     """What to change of a message: `content`, `rating` or both. Other fields may be sent with the values they have."""
 
-    def __init__(self) -> None:
-        super().__init__(partial=True)
+    optional = tuple(MESSAGE)
 
 
 class MessagesQuerySchema(PageSchema):

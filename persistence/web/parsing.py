@@ -32,12 +32,12 @@ class StrictJson(DefaultJSONProvider):
     """Flask's JSON in UTF-8 only, without NaN, and with each name once in an object (RFC 8259, sections 4, 6, 8.1)."""
 
     sort_keys = False
+    decoder = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_unique)
 
     def loads(self, s: str | bytes, **kwargs: Any) -> Any:
         """Return the value that the text holds. Raises ValueError."""
-        text = s.decode() if isinstance(s, bytes) else s
         try:
-            return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+            return self.decoder.decode(s.decode() if isinstance(s, bytes) else s)
         except RecursionError:
             raise ValueError("the JSON is nested too deeply") from None
 
