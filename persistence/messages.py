@@ -56,14 +56,14 @@ def create_message() -> Response:
     if request.mimetype == listing.NDJSON:
         return _import(load_lines(read_body(listing.NDJSON), IMPORTED))
     database: Database = current_app.extensions["database"]
-    defaults = {"message_id": str(uuid.uuid4()), "rating": None, "sent_at": None}
-    message: dict[str, Any] = defaults | blueprint.ARGUMENTS_PARSER.parse(NEW)
+    message: dict[str, Any] = {"rating": None, "sent_at": None} | blueprint.ARGUMENTS_PARSER.parse(NEW)
+    message_id = message["message_id"] = message.get("message_id") or str(uuid.uuid4())
     while (stored := store.insert_message(database, message)) is None:
         found = store.select_stored_message(database, message)
         if found is not None:  # else it was deleted between the two
             stored, is_same = found
-            return _message(stored, 200, message["message_id"]) if is_same else abort(409)
-    return _message(stored, 201, message["message_id"])
+            return _message(stored, 200, message_id) if is_same else abort(409)
+    return _message(stored, 201, message_id)
 
 
 def _import(messages: list[dict[str, Any]]) -> Response:
@@ -163,4 +163,4 @@ def delete_message(message_id: str) -> Response:
 
 def _message(text: str, status: int = 200, location: str | None = None) -> Response:
     headers = {"Location": f"/messages/{location}"} if location else None
-    return Response(f"{text}\n", status, headers, mimetype=listing.JSON)
+    return listing.TextResponse(f"{text}\n", status, headers)
