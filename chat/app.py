@@ -34,6 +34,5 @@ def create_app(settings: Settings) -> Flask:
     )
     conversations = Conversations(settings, client, Model(settings))
     app.extensions |= {"client": client, "conversations": conversations, "is_busy": conversations.is_busy}
-
     app.register_error_handler(TurnError, routes.answer_failure)
     return app

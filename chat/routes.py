@@ -18,7 +18,7 @@ from chat.schemas import EVENT, EVENTS, REPLY, AnswerSchema, TurnSchema
 from persistence.web import docs, errors, logs
 from persistence.web.auth import presented_key
 from persistence.web.fields import MESSAGE, MessageSchema, PageSchema
-from persistence.web.parsing import Blueprint, no_query
+from persistence.web.parsing import Blueprint
 
 START_SECONDS = 10.0  # what fails within them has its plain status
 PING_SECONDS = 10.0  # the contract: no more than 15 without a byte
@@ -45,7 +45,6 @@ blueprint = Blueprint("Chat", __name__, url_prefix="/chat", description="Talk to
     example=EVENTS,
 )
 @blueprint.errors(409, 422, 502, 503, 504)
-@no_query
 def take_turn(turn_request: dict[str, Any]) -> Response:
     """Say something to the model
 
@@ -115,7 +114,7 @@ def answer_failure(exc: Exception) -> tuple[dict[str, Any], int, dict[str, str]]
     log.warning("The turn failed: %s (%s)", exc, exc.__cause__ or "no further cause")
     if isinstance(exc, TurnError):
         return errors.answer(exc.status, exc.message, exc.headers, exc.errors)
-    return errors.answer(500, errors.TEXTS[500][1])
+    return errors.answer(500)
 
 
 @blueprint.route("/<uuid4:chat_id>", methods=["GET"])

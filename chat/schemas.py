@@ -2,7 +2,9 @@
 
 import marshmallow as ma
 
-from persistence.web.fields import MESSAGE, BooleanField, MessageSchema, chat_id, content, message_id
+from chat import sse
+from persistence.web import fields
+from persistence.web.fields import CHAT_ID, MESSAGE, MessageSchema
 
 REPLY = MESSAGE | {
     "message_id": "4d1f3c0a-9a0e-4b53-8f21-0d5c1f6a7b90",
@@ -10,22 +12,9 @@ REPLY = MESSAGE | {
     "sent_at": "2026-11-23T16:04:06.480000+00:00",
     "role": "ai",
 }
-EVENTS = """\
-event: message
-data: {"message_id":"0b0d2f6e-…","chat_id":"7c9e6679-…","content":"What is the capital of France?",…}
-
-event: delta
-data: {"content":"Par"}
-
-: ping
-
-event: delta
-data: {"content":"is."}
-
-event: reply
-data: {"message_id":"4d1f3c0a-…","chat_id":"7c9e6679-…","content":"Paris.",…}
-
-"""
+EVENTS = (
+    sse.encode("message", MESSAGE) + sse.PING + sse.encode("delta", {"content": "Paris."}) + sse.encode("reply", REPLY)
+).decode()
 EVENT = {
     "type": "object",
     "description": "One of the events, as server-sent events have it; a comment, `: ping`, fills each silence.",
@@ -40,12 +29,12 @@ EVENT = {
 class TurnSchema(ma.Schema):
     """A message to the model."""
 
-    content = content("What to say.", required=True)
-    chat_id = chat_id("The chat to go on with; absent: a new one. It is in every answer.")
-    message_id = message_id("Its id; a fresh one if absent. Choose it yourself, and you can send the request again.")
-    stream = BooleanField(
+    content = fields.content("What to say.", required=True)
+    chat_id = fields.UUIDField("The chat to go on with; absent: a new one. It is in every answer.", CHAT_ID)
+    message_id = fields.UUIDField("Its id; if absent, a fresh one. Choose it yourself, and you can send it again.")
+    stream = fields.BooleanField(
         load_default=False,
-        metadata={"description": "true: the reply comes as server-sent events, piece by piece.", "example": False},
+        metadata={"description": "true: the reply comes as server-sent events, piece by piece.", "examples": [False]},
     )
 
 

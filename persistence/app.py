@@ -39,7 +39,7 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
     api.spec.components.schemas["MessageChanges"]["anyOf"] = [{"required": ["content"]}, {"required": ["rating"]}]
     app.extensions["database"] = db
     app.extensions["exports"] = threading.BoundedSemaphore(settings.db_connections // 2)
-    app.before_request(lambda: deadline.begin())
+    app.before_request(deadline.begin)
 
     @app.errorhandler(psycopg.Error)
     def failure(exc: psycopg.Error) -> ResponseReturnValue:
@@ -47,7 +47,7 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
             log.warning("The database failed: %s", failures.describe(exc))
             return errors.answer(503, "The database does not answer; try again soon.", {"Retry-After": "1"})
         log.error("A statement is wrong: %s", failures.describe(exc))
-        return errors.answer(500, errors.TEXTS[500][1])
+        return errors.answer(500)
 
     db.open()
     return app

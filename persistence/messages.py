@@ -7,33 +7,30 @@ from typing import Any
 from flask import Response, current_app, jsonify, request
 from webargs.flaskparser import abort
 
-from persistence import listing, store
+from persistence import listing, schemas, store
 from persistence.database import Database
-from persistence.schemas import (
-    NEW_MESSAGES,
-    ImportedMessageSchema,
-    ImportSchema,
-    MessageChangesSchema,
-    MessagesQuerySchema,
-    NewMessageSchema,
-)
 from persistence.web import docs
-from persistence.web.fields import MESSAGE, MessageSchema
+from persistence.web.fields import MESSAGE, MESSAGE_ID, MessageSchema
 from persistence.web.parsing import Blueprint, load_lines, no_query, read_body, reject_fields
 
-blueprint = Blueprint(
-    "Messages", __name__, url_prefix="/messages", description="Store, change, rate and list messages."
-)
+blueprint = Blueprint("Messages", __name__, url_prefix="/messages", description="Store, rate and list messages.")
 
 NOT_FOUND = "There is no message with this id."
-IMPORTED = ImportedMessageSchema()
-LOCATION = {
-    "Location": {
-        "description": "The message's own path.",
-        "schema": {"type": "string", "example": f"/messages/{MESSAGE['message_id']}"},
-    }
+NEW, IMPORTED = schemas.NewMessageSchema(), schemas.ImportedMessageSchema()
+LINES = {
+    "schema": {"type": "string", "description": "One message a line, as JSON, with its `message_id`."},
+    "example": f"{json.dumps(MESSAGE)}\n",
 }
-LINK = docs.link(f"/messages/?limit=50&after={MESSAGE['message_id']}")
+NEW_MESSAGES = {
+    "required": True,
+    "description": "The message to store, or the messages to import.",
+    "content": {
+        listing.JSON: {"schema": NEW, "example": {name: MESSAGE[name] for name in ("chat_id", "content", "role")}},
+        listing.NDJSON: LINES,
+    },
+}
+LOCATION = docs.header("Location", "The message's own path.", f"/messages/{MESSAGE_ID}")
+LINK = docs.link(f"/messages/?limit=50&after={MESSAGE_ID}")
 
 
 @blueprint.route("/", methods=["POST"])
@@ -41,12 +38,12 @@ LINK = docs.link(f"/messages/?limit=50&after={MESSAGE['message_id']}")
 @blueprint.response(201, MessageSchema, description="Stored.", headers=LOCATION, example=MESSAGE)
 @blueprint.alt_response(
     200,
-    schema={"anyOf": [MessageSchema, ImportSchema]},
+    schema={"anyOf": [MessageSchema, schemas.ImportSchema]},
     description="Stored already, and this is it; or imported.",
     headers=LOCATION,
     example=MESSAGE,
 )
-@blueprint.errors(409, 422, 503)
+@blueprint.errors(409)
 def create_message() -> Response:
     """Store a message, or import many
 
@@ -58,27 +55,17 @@ def create_message() -> Response:
     """
     if request.mimetype == listing.NDJSON:
         return _import(load_lines(read_body(listing.NDJSON), IMPORTED))
-    response: Response = _store(current_app.extensions["database"])  # webargs has no types for it
-    return response
-
-
-@blueprint.ARGUMENTS_PARSER.use_args(NewMessageSchema())
-@no_query
-def _store(database: Database, message: dict[str, Any]) -> Response:
-    message = {"rating": None, "sent_at": None} | message
-    if "message_id" not in message:
-        message["message_id"] = str(uuid.uuid4())
+    database: Database = current_app.extensions["database"]
+    message: dict[str, Any] = {"rating": None, "sent_at": None} | blueprint.ARGUMENTS_PARSER.parse(NEW)
+    message_id = message["message_id"] = message.get("message_id") or str(uuid.uuid4())
     while (stored := store.insert_message(database, message)) is None:
         found = store.select_stored_message(database, message)
         if found is not None:  # else it was deleted between the two
             stored, is_same = found
-            if not is_same:
-                abort(409)
-            return _message(stored, 200, message["message_id"])
-    return _message(stored, 201, message["message_id"])
+            return _message(stored, 200, message_id) if is_same else abort(409)
+    return _message(stored, 201, message_id)
 
 
-@no_query
 def _import(messages: list[dict[str, Any]]) -> Response:
     stored, taken = store.import_messages(current_app.extensions["database"], messages)
     if taken:
@@ -88,16 +75,9 @@ def _import(messages: list[dict[str, Any]]) -> Response:
 
 
 @blueprint.route("/", methods=["GET"])
-@blueprint.arguments(MessagesQuerySchema(), location="query")
+@blueprint.arguments(schemas.MessagesQuerySchema(), location="query")
 @blueprint.response(200, MessageSchema(many=True), description="The messages.", headers=LINK, example=[MESSAGE])
-@blueprint.alt_response(
-    200,
-    schema={"type": "string", "description": "One message a line, each as in the JSON array."},
-    description="The messages.",
-    example=f"{json.dumps(MESSAGE)}\n",
-    content_type=listing.NDJSON,
-)
-@blueprint.errors(422, 503)
+@blueprint.alt_response(200, description="The messages.", content_type=listing.NDJSON, **LINES)
 def list_messages(query: dict[str, Any]) -> Response:
     """List messages
 
@@ -106,12 +86,11 @@ def list_messages(query: dict[str, Any]) -> Response:
     last message that arrived. With `Accept: application/x-ndjson`, one message a line.
     """
     database: Database = current_app.extensions["database"]
-    limit: int | None = query.get("limit")
     media = listing.media_type()
     selection = _selection(database, query)
-    if limit is None:
+    if "limit" not in query:
         return listing.stream(store.copy_messages(database, selection), media)
-    page = store.select_messages(database, selection, limit, listing.SEPARATORS[media])
+    page = store.select_messages(database, selection, query["limit"], listing.SEPARATORS[media])
     if page.seqs is None:
         response = listing.page(page.text, media)
     else:  # the same messages as in the page, whatever others have stored since
@@ -123,37 +102,32 @@ def list_messages(query: dict[str, Any]) -> Response:
 
 
 def _selection(database: Database, query: dict[str, Any]) -> store.Selection:
-    values: dict[str, Any] = {name: query[name] for name in ("chat_id", "role", "since", "until") if name in query}
-    filters = list(values)
+    values = {name: query[name] for name in query if name not in ("order", "limit")}
     descending = query.get("order") == "desc"
-    if query.get("rating") == "null":
-        filters.append("unrated")
-    elif "rating" in query:
-        filters.append("rating")
-        values["rating"] = query["rating"] == "true"
-    if "after" in query:
-        filters.append("before" if descending else "after")
+    names = {"after": "before"} if descending else {}  # of those filters that are not named as their parameters
+    if "after" in values:
         values["after"] = store.select_message_seq(database, query["after"])
         if values["after"] is None:
             reject_fields({"after": [NOT_FOUND]})
-    return store.Selection(tuple(filters), values, descending)
+    if values.get("rating") == "null":
+        names["rating"] = "unrated"
+    elif "rating" in values:
+        values["rating"] = values["rating"] == "true"
+    return store.Selection(tuple(names.get(name, name) for name in values), values, descending)
 
 
 @blueprint.route("/<uuid4:message_id>", methods=["GET"])
 @blueprint.response(200, MessageSchema, description="The message.", example=MESSAGE)
-@blueprint.errors(404, 422, 503)
-@no_query
 def read_message(message_id: str) -> Response:
     """Read a message"""
+    no_query()
     stored = store.select_message(current_app.extensions["database"], message_id)
     return _message(stored) if stored else abort(404, message=NOT_FOUND)
 
 
 @blueprint.route("/<uuid4:message_id>", methods=["PUT"])
-@blueprint.arguments(MessageChangesSchema(), description="What to change.", example={"rating": True})
+@blueprint.arguments(schemas.MessageChangesSchema(), description="What to change.", example={"rating": True})
 @blueprint.response(200, MessageSchema, description="The message as it is now.", example=MESSAGE | {"rating": True})
-@blueprint.errors(404, 422, 503)
-@no_query
 def update_message(changes: dict[str, Any], message_id: str) -> Response:
     """Change or rate a message
 
@@ -176,13 +150,12 @@ def update_message(changes: dict[str, Any], message_id: str) -> Response:
 
 @blueprint.route("/<uuid4:message_id>", methods=["DELETE"])
 @blueprint.response(204, description="It is deleted.")
-@blueprint.errors(404, 422, 503)
-@no_query
 def delete_message(message_id: str) -> Response:
     """Delete a message
 
     A repeat after a 503 answers 404 if the first sending has deleted it.
     """
+    no_query()
     if not store.delete_message(current_app.extensions["database"], message_id):
         abort(404, message=NOT_FOUND)
     return listing.no_content()

@@ -6,20 +6,18 @@ from flask import Response, current_app, jsonify
 
 from persistence import listing, store
 from persistence.schemas import WORKER_ID, TurnsSchema, WorkerSchema
-from persistence.web.fields import MESSAGE
-from persistence.web.parsing import Blueprint, no_query
+from persistence.web.fields import MESSAGE_ID
+from persistence.web.parsing import Blueprint
 
 blueprint = Blueprint(
     "Turns", __name__, url_prefix="/turns", description="For the chat service: who is at work on which turn."
 )
-TURNS = {"worker_id": WORKER_ID, "message_ids": [MESSAGE["message_id"]]}
+TURNS = {"worker_id": WORKER_ID, "message_ids": [MESSAGE_ID]}
 
 
 @blueprint.route("/", methods=["PUT"])
 @blueprint.arguments(TurnsSchema(), description="The turns to take or to renew.", example=TURNS)
 @blueprint.response(200, TurnsSchema, description="Those that are this worker's now.", example=TURNS)
-@blueprint.errors(422, 503)
-@no_query
 def take_turns(turns: dict[str, Any]) -> Response:
     """Take or renew turns
 
@@ -33,7 +31,6 @@ def take_turns(turns: dict[str, Any]) -> Response:
 @blueprint.route("/<uuid4:message_id>", methods=["DELETE"])
 @blueprint.arguments(WorkerSchema(), location="query")
 @blueprint.response(204, description="It is not at work at this worker.")
-@blueprint.errors(404, 422, 503)
 def give_back_turn(query: dict[str, Any], message_id: str) -> Response:
     """Give a turn back
 

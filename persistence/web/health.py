@@ -3,40 +3,37 @@
 from collections.abc import Callable
 
 import marshmallow as ma
-from flask import Flask, jsonify
-from flask.typing import ResponseReturnValue
 from webargs.flaskparser import abort
 
 from persistence.web import logs
-from persistence.web.errors import ServiceApi
 from persistence.web.parsing import Blueprint
 
 
 class StatusSchema(ma.Schema):
     """A service that is well."""
 
-    status = ma.fields.String(required=True, metadata={"description": "Always ok.", "example": "ok"})
+    status = ma.fields.String(required=True, metadata={"description": "Always ok.", "examples": ["ok"]})
 
 
-def init_app(app: Flask, api: ServiceApi, what: str, problem: Callable[[], str | None]) -> None:
-    """Serve both. `problem` returns soon why `what` the service depends on can't do its work, or None."""
-    blueprint = Blueprint("Health", __name__, description="For load balancers and container engines. No key needed.")
+def blueprint(what: str, problem: Callable[[], str | None]) -> Blueprint:
+    """Return both views. `problem` returns soon why `what` the service depends on can't do its work, or None."""
+    views = Blueprint("Health", __name__, description="For load balancers and container engines. No key needed.")
 
-    @blueprint.route("/health")
-    @blueprint.doc(security=[])
-    @blueprint.response(200, StatusSchema, description="It serves.")
-    def health() -> ResponseReturnValue:
+    @views.route("/health")
+    @views.doc(security=[])
+    @views.response(200, StatusSchema, description="It serves.")
+    def health() -> dict[str, str]:
         """Does the process serve?
 
         Answers whatever else is busy or down. Needs no key.
         """
-        return jsonify(status="ok")
+        return {"status": "ok"}
 
-    @blueprint.route("/ready")
-    @blueprint.doc(security=[])
-    @blueprint.response(200, StatusSchema, description="It can do its work.")
-    @blueprint.errors(503)
-    def ready() -> ResponseReturnValue:
+    @views.route("/ready")
+    @views.doc(security=[])
+    @views.response(200, StatusSchema, description="It can do its work.")
+    @views.errors(503)
+    def ready() -> dict[str, str]:
         """Can the service do its work?
 
         200 when what it depends on can do its work too, else 503 with `Retry-After`. Needs no key.
@@ -44,6 +41,6 @@ def init_app(app: Flask, api: ServiceApi, what: str, problem: Callable[[], str |
         if reason := problem():
             logs.more_fields.get()["reason"] = reason
             abort(503, message=f"{what} does not answer; try again soon.", headers={"Retry-After": "1"})
-        return jsonify(status="ok")
+        return {"status": "ok"}
 
-    api.register_blueprint(blueprint)
+    return views

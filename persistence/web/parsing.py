@@ -1,20 +1,17 @@
 """How a request's body and query are read: strictly, one reading for each or a clear error."""
 
-import functools
 import json
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn
 
+import flask
 import flask_smorest
 import marshmallow as ma
-from flask import Flask, Request, Response, current_app, request
+from flask import Flask, Request, current_app, request
 from flask.json.provider import DefaultJSONProvider
 from webargs.flaskparser import FlaskParser, abort
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_NAMES, MAX_NAME_LENGTH = 20, 100  # of those that an error repeats: the caller chose how many, and how long
@@ -48,14 +45,13 @@ class StrictJson(DefaultJSONProvider):
 class StrictParser(FlaskParser):
     """webargs' parser with the contract's order of checks: size (413), content type (415), JSON (400), fields (422)."""
 
-    DEFAULT_UNKNOWN_BY_LOCATION = {"json": ma.RAISE, "query": ma.RAISE}  # noqa: RUF012  # as webargs declares it
-
     def load_json(self, req: Request, schema: ma.Schema) -> Any:
         """Return the body's JSON object. Aborts with 413, 415, 400 or 422."""
         read_body("application/json")
         document = req.get_json()
         if not isinstance(document, dict):
             abort(422, message="Send a JSON object.")
+        no_query()
         return document
 
     def load_querystring(self, req: Request, schema: ma.Schema) -> Any:
@@ -72,33 +68,31 @@ class StrictParser(FlaskParser):
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # flask-smorest has no types
     """flask-smorest's blueprint with the strict parser."""
 
-    ARGUMENTS_PARSER = StrictParser()
+    ARGUMENTS_PARSER = StrictParser(unknown=ma.RAISE)
+
+    def add_url_rule(self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any) -> None:
+        """Add a view, and name its operation after it.
+
+        A path that ends in a slash is added without it too: werkzeug's strict_slashes=False would find it, but not
+        which methods it takes.
+        """
+        first, *rest = view_func.__name__.split("_")
+        view = self.doc(operationId=first + "".join(word.capitalize() for word in rest))(view_func)
+        super().add_url_rule(rule, endpoint, view, **options)
+        if rule == "/":
+            flask.Blueprint.add_url_rule(self, "", view.__name__, view, methods=options["methods"])
 
     def errors(self, *statuses: int) -> Callable[[Any], Any]:
-        """Document the errors of a view, and name its operation after it."""
-
-        def decorate(view: Any) -> Any:
-            first, *rest = view.__name__.split("_")
-            return self.doc(
-                operationId=first + "".join(word.capitalize() for word in rest),
-                responses={status: HTTPStatus(status).name for status in statuses},
-            )(view)
-
-        return decorate
+        """Document the errors of a view beside those that any can give."""
+        responses: Callable[[Any], Any] = self.doc(responses={status: HTTPStatus(status).name for status in statuses})
+        return responses
 
 
 def init_app(app: Flask) -> None:
-    """Limit the size of bodies, and read JSON strictly."""
+    """Limit the size of bodies, read JSON strictly, and find paths with or without a slash at the end."""
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES + 1  # of a chunked body, werkzeug silently drops what is beyond
     app.json = StrictJson(app)
-    options = app.make_default_options_response
-
-    def with_slash() -> Response:
-        response = options()
-        response.allow.update(app.url_map.bind("").allowed_methods(f"{request.path.rstrip('/')}/"))
-        return response
-
-    app.make_default_options_response = with_slash  # type: ignore[method-assign]  # Flask asks for the path as it is
+    app.url_map.strict_slashes = app.url_map.merge_slashes = False  # neither redirects
 
 
 def read_body(media_type: str) -> bytes:
@@ -108,10 +102,9 @@ def read_body(media_type: str) -> bytes:
         abort(413)
     if request.content_length not in (None, len(body)):
         abort(400, message="Send the whole body.")
-    if request.content_type != media_type or request.content_encoding:
-        charset = request.mimetype_params.get("charset", "utf-8").lower()
-        if request.mimetype != media_type or charset not in ("utf-8", "utf8") or request.content_encoding:
-            abort(415)
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype != media_type or charset not in ("utf-8", "utf8") or request.content_encoding:
+        abort(415)
     return body
 
 
@@ -138,13 +131,7 @@ def reject_fields(errors: dict[str, Any], what: str = "fields") -> NoReturn:
     abort(422, message=f"Invalid {what}: {names}.", errors=shown)
 
 
-def no_query(view: Callable[P, T]) -> Callable[P, T]:
-    """Answer 422 to a query, for a view that takes none."""
-
-    @functools.wraps(view)
-    def strict(*args: P.args, **kwargs: P.kwargs) -> T:
-        if request.query_string:
-            reject_fields({name: ["Unknown field."] for name in request.args} or {"query": ["Must be empty."]})
-        return view(*args, **kwargs)
-
-    return strict
+def no_query() -> None:
+    """Abort with 422 if there is a query, where none is taken."""
+    if request.query_string:
+        reject_fields({name: ["Unknown field."] for name in request.args} or {"query": ["Must be empty."]})
