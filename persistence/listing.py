@@ -15,7 +15,7 @@ SEPARATORS = {JSON: ",\n", NDJSON: "\n"}
 
 
 class TextResponse(Response):
-    """A response whose headers are as they are to be sent: werkzeug's look at them costs a POST 15 us, 3 %."""
+    """A response whose headers are as they are to be sent: werkzeug's look at them costs a POST 27 us."""
 
     default_mimetype = JSON
 
