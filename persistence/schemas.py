@@ -82,6 +82,6 @@ class TurnsSchema(WorkerSchema):
     message_ids = ma.fields.List(
         UUIDField("The id of the human message."),
         required=True,
-        validate=Length(min=1, max=10_000),
+        validate=Length(max=10_000),
         metadata={"description": "The turns."},
     )
