@@ -1,6 +1,7 @@
 """Settings from environment variables, and secrets from files beside them."""
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -49,3 +50,18 @@ def _read(name: str, path: Path) -> str:
         raise SettingsError(f"{name}: the file {path} must be text in UTF-8") from None
     except OSError as exc:
         raise SettingsError(f"{name}: can't read the file {path}: {exc.strerror}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a service is served. What is not given is read from the environment, which may raise SettingsError."""
+
+    host: str = field(default_factory=lambda: text("HOST", "127.0.0.1"))
+    port: int
+    workers: int = field(default_factory=lambda: number("WEB_CONCURRENCY", 2, 1, 64))  # for two cores
+    graceful_timeout: int = field(default_factory=lambda: number("GRACEFUL_TIMEOUT", 30, 1, 3600))  # seconds
+
+    @property
+    def url(self) -> str:
+        """Return where the service is, for people to open."""
+        return f"http://{self.host}:{self.port}"
