@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,13 +24,12 @@ def complete() -> Response:
         f"I am only a stand-in for a model. I was given {len(messages)} messages, "
         f"of which the last says: {messages[-1]['content']}"
     )
-    return Response(_events(text.split(" ")), mimetype="text/event-stream")
+    return Response(_events(text), mimetype="text/event-stream")
 
 
-def _events(words: list[str]) -> Iterator[str]:
-    yield _chunk({"role": "assistant", "content": ""})
-    for number, word in enumerate(words):
-        yield _chunk({"content": f" {word}" if number else word})
+def _events(text: str) -> Iterator[str]:
+    for word in re.split(r"(?<= )", text):
+        yield _chunk({"content": word})
         time.sleep(WORD_SECONDS)
     yield _chunk({}, "stop") + "data: [DONE]\n\n"
 

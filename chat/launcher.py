@@ -14,7 +14,6 @@ from chat.settings import Settings
 from persistence.web import env
 
 LOCAL_API_URL = "http://127.0.0.1:8000"
-DATABASE_STOP_SECONDS = 60
 # what each part must not see of the other's settings and secrets
 OF_PERSISTENCE = ("DATABASE_URL", "DB_PASSWORD", "DB_PASSWORD_FILE", "DATA_DIR", "API_KEY", "API_KEY_FILE")
 OF_CHAT = ("OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL", "OPENAI_OPTIONS", "SYSTEM_PROMPT")
@@ -26,27 +25,32 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
     """Run the parts until one of them ends, or SIGTERM or Ctrl-C comes (both are blocked); return the exit status."""
     parts: Parts = {}
     own: dict[str, str] = {}
+    plan: list[tuple[str, tuple[str, ...], dict[str, str], str]] = []  # of each part, with the URL that tells it is up
+    if with_persistence:
+        own["API_BASE_URL"] = api_url = settings.api_base_url if env.text("API_BASE_URL") else LOCAL_API_URL
+        address = urlsplit(api_url)
+        listen = {"HOST": address.hostname or "", "PORT": str(address.port or 80)}
+        plan.append(("persistence", OF_CHAT, listen, f"{api_url}/ready"))
     if demo_model:
         from chat import demo_model as stand_in  # no image carries it
 
-        own = {"OPENAI_BASE_URL": stand_in.start(), "OPENAI_MODEL": "demo", "OPENAI_OPTIONS": "", "no_proxy": "*"}
+        own |= {"OPENAI_BASE_URL": stand_in.start(), "OPENAI_MODEL": "demo", "OPENAI_OPTIONS": "", "no_proxy": "*"}
+    plan.append(("chat", OF_PERSISTENCE, own, f"{settings.url}/health"))
     try:
-        if with_persistence:
-            own["API_BASE_URL"] = settings.api_base_url if env.text("API_BASE_URL") else LOCAL_API_URL
-            address = urlsplit(own["API_BASE_URL"])
-            listen = {"HOST": address.hostname or "", "PORT": str(address.port or 80)}
-            parts["persistence"] = _start("persistence", OF_CHAT, listen)
-        if not with_persistence or _wait_until(f"{own['API_BASE_URL']}/ready", parts):
-            parts["chat"] = _start("chat", OF_PERSISTENCE, own)
-            if _wait_until(f"{settings.url}/health", parts):
-                key = env.text("API_KEY_FILE") or ("API_KEY" if "API_KEY" in os.environ else "secrets/api_key.txt")
-                sys.stderr.write(f"\nReady. Open {settings.url}/docs; the key is in {key}. Ctrl-C stops it all.\n\n")
+        for name, others, own, url in plan:
+            parts[name] = _start(name, others, own)
+            if not _wait_until(url, parts):
+                break
+        else:
+            key = env.text("API_KEY_FILE") or ("API_KEY" if "API_KEY" in os.environ else "secrets/api_key.txt")
+            sys.stderr.write(f"\nReady. Open {settings.url}/docs; the key is in {key}. Ctrl-C stops it all.\n\n")
         while not _is_over(parts):
             time.sleep(0.1)
         ended = _ended(parts)
     finally:
         for part in reversed(parts.values()):
-            _stop(part, settings.graceful_timeout + DATABASE_STOP_SECONDS)
+            part.terminate()
+            part.wait()
     if ended and not signal.sigpending():
         sys.stderr.write(f"chat: {ended} has ended, so the others were stopped\n")
         return max(1, parts[ended].returncode)
@@ -57,15 +61,6 @@ def _start(name: str, others: tuple[str, ...], own: dict[str, str]) -> "subproce
     """Start a part in a session of its own, which a terminal's Ctrl-C does not reach."""
     environment = {name: value for name, value in os.environ.items() if name not in others} | own
     return subprocess.Popen([sys.executable, "-m", name], env=environment, start_new_session=True)  # noqa: S603
-
-
-def _stop(part: "subprocess.Popen[bytes]", seconds: float) -> None:
-    part.terminate()
-    try:
-        part.wait(seconds)
-    except subprocess.TimeoutExpired:
-        part.kill()
-        part.wait()
 
 
 def _ended(parts: Parts) -> str | None:
