@@ -28,7 +28,7 @@ def complete() -> Response:
 
 
 def _events(text: str) -> Iterator[str]:
-    for word in re.split(r"(?<= )", text):
+    for word in re.split(r"(?= )", text):
         yield _chunk({"content": word})
         time.sleep(WORD_SECONDS)
     yield _chunk({}, "stop") + "data: [DONE]\n\n"
