@@ -6,7 +6,6 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.serving import make_server
@@ -28,15 +27,12 @@ def complete() -> Response:
 
 
 def _events(text: str) -> Iterator[str]:
-    for word in re.split(r"(?= )", text):
-        yield _chunk({"content": word})
+    deltas: list[dict[str, str]] = [{"content": word} for word in re.split(r"(?= )", text)]
+    for delta in [*deltas, {}]:
+        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+        yield f"data: {json.dumps({'id': 'demo', 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
         time.sleep(WORD_SECONDS)
-    yield _chunk({}, "stop") + "data: [DONE]\n\n"
-
-
-def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return f"data: {json.dumps({'id': 'demo', 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 def start() -> str:

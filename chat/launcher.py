@@ -37,8 +37,8 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
         own |= {"OPENAI_BASE_URL": stand_in.start(), "OPENAI_MODEL": "demo", "OPENAI_OPTIONS": "", "no_proxy": "*"}
     plan.append(("chat", OF_PERSISTENCE, own, f"{settings.url}/health"))
     try:
-        for name, others, own, url in plan:
-            parts[name] = _start(name, others, own)
+        for name, others, given, url in plan:
+            parts[name] = _start(name, others, given)
             if not _wait_until(url, parts):
                 break
         else:
