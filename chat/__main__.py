@@ -46,7 +46,7 @@ def serve(settings: Settings) -> None:
     server.check_port(settings)
     host = urlsplit(settings.openai_base_url).hostname  # the whole URL could hold a password
     key = ", which needs a key in secrets/openai_api_key.txt or OPENAI_API_KEY" if settings.lacks_key else ""
-    sys.stderr.write(f"chat: {settings.url}/docs; the model is {settings.openai_model} at {host}{key}\n")
+    sys.stderr.write(f"chat: http://{settings.address}/docs; the model is {settings.openai_model} at {host}{key}\n")
     server.serve(lambda: create_app(settings), settings, settings.max_turns + 1000)
 
 

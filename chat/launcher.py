@@ -35,7 +35,8 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
         from chat import demo_model as stand_in  # no image carries it
 
         own |= {"OPENAI_BASE_URL": stand_in.start(), "OPENAI_MODEL": "demo", "OPENAI_OPTIONS": "", "no_proxy": "*"}
-    plan.append(("chat", OF_PERSISTENCE, own, f"{settings.url}/health"))
+    chat_url = f"http://{settings.address}"
+    plan.append(("chat", OF_PERSISTENCE, own, f"{chat_url}/health"))
     try:
         for name, others, given, url in plan:
             parts[name] = _start(name, others, given)
@@ -43,7 +44,7 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
                 break
         else:
             key = env.text("API_KEY_FILE") or ("API_KEY" if "API_KEY" in os.environ else "secrets/api_key.txt")
-            sys.stderr.write(f"\nReady. Open {settings.url}/docs; the key is in {key}. Ctrl-C stops it all.\n\n")
+            sys.stderr.write(f"\nReady. Open {chat_url}/docs; the key is in {key}. Ctrl-C stops it all.\n\n")
         while not _is_over(parts):
             time.sleep(0.1)
         ended = _ended(parts)

@@ -53,7 +53,7 @@ def serve(settings: Settings) -> None:
             postgres = EmbeddedPostgres(settings.data_dir)
             stack.callback(postgres.stop)
             conninfo, database = postgres.start(), f"a PostgreSQL of its own, in {settings.data_dir}"
-        sys.stderr.write(f"persistence: {settings.url}/docs; the database is {database}\n")
+        sys.stderr.write(f"persistence: http://{settings.address}/docs; the database is {database}\n")
 
         def create_worker() -> Flask:
             app = create_app(with_present_keys(settings), conninfo)

@@ -57,6 +57,6 @@ class ServerSettings:
     graceful_timeout: int = field(default_factory=lambda: number("GRACEFUL_TIMEOUT", 30, 1, 3600))  # seconds
 
     @property
-    def url(self) -> str:
-        """Return where the service is, for people to open."""
-        return f"http://{self.host}:{self.port}"
+    def address(self) -> str:
+        """Return host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -41,13 +41,13 @@ def check_port(settings: ServerSettings) -> None:
     The workers listen with SO_REUSEPORT, so that a second start on the same port would succeed, and another program's
     port make them die for ever. So it is tried once without that option.
     """
-    host, port = settings.host, settings.port
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+        socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as exc:
-        name = "HOST" if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL else "PORT"
+        name = "PORT" if exc.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST"
         reason = str(exc.strerror).partition(" (while")[0]  # create_server repeats the address
-        raise SettingsError(f"{name}: can't listen on {host}:{port}: {reason}") from None
+        raise SettingsError(f"{name}: can't listen on {settings.address}: {reason}") from None
 
 
 def _begin(arbiter: Any) -> None:
@@ -68,7 +68,7 @@ def serve(create_app: Callable[[], Flask], settings: ServerSettings, connections
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     shared_memory = "/dev/shm"  # noqa: S108
     options = {
-        "bind": f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}",
+        "bind": settings.address,
         "workers": settings.workers,
         "worker_class": Worker,
         "worker_connections": connections,
