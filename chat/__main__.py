@@ -3,13 +3,13 @@
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the start without a traceback
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # until gunicorn or the launcher looks
 
 import argparse
 import os
 import sys
+from urllib.parse import urlsplit
 
-from chat import settings as service_settings
 from chat.settings import Settings
 from persistence.web.env import SettingsError
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--demo-model", action="store_true", help="run a stand-in for the model too")
     flags = parser.parse_args()
     try:
-        settings = service_settings.load()
+        settings = Settings()
         if flags.with_persistence or flags.demo_model:
             from chat import launcher
 
@@ -43,16 +43,11 @@ def serve(settings: Settings) -> None:
     from persistence.web import logs, server
 
     logs.configure("chat")
-    server.check_port(settings.host, settings.port)
-    sys.stderr.write(f"chat: http://{settings.host}:{settings.port}/docs; the model is {settings.model_and_host}\n")
-    server.serve(
-        lambda: create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        connections=settings.max_turns + 1000,
-        graceful_timeout=settings.graceful_timeout,
-    )
+    server.check_port(settings)
+    host = urlsplit(settings.openai_base_url).hostname  # the whole URL could hold a password
+    key = ", which needs a key in secrets/openai_api_key.txt or OPENAI_API_KEY" if settings.lacks_key else ""
+    sys.stderr.write(f"chat: http://{settings.address}/docs; the model is {settings.openai_model} at {host}{key}\n")
+    server.serve(lambda: create_app(settings), settings, settings.max_turns + 1000)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from flask import Flask, Response, request
 from werkzeug.serving import make_server
@@ -23,20 +23,16 @@ def complete() -> Response:
         f"I am only a stand-in for a model. I was given {len(messages)} messages, "
         f"of which the last says: {messages[-1]['content']}"
     )
-    return Response(_events(text.split(" ")), mimetype="text/event-stream")
+    return Response(_events(text), mimetype="text/event-stream")
 
 
-def _events(words: list[str]) -> Iterator[str]:
-    yield _chunk({"role": "assistant", "content": ""})
-    for number, word in enumerate(words):
-        yield _chunk({"content": f" {word}" if number else word})
+def _events(text: str) -> Iterator[str]:
+    deltas: list[dict[str, str]] = [{"content": word} for word in re.split(r"(?= )", text)]
+    for delta in [*deltas, {}]:
+        choice = {"index": 0, "delta": delta, "finish_reason": None if delta else "stop"}
+        yield f"data: {json.dumps({'id': 'demo', 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
         time.sleep(WORD_SECONDS)
-    yield _chunk({}, "stop") + "data: [DONE]\n\n"
-
-
-def _chunk(delta: dict[str, Any], finish_reason: str | None = None) -> str:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return f"data: {json.dumps({'id': 'demo', 'object': 'chat.completion.chunk', 'choices': [choice]})}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 def start() -> str:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import requests
@@ -13,7 +14,6 @@ from chat.settings import Settings
 from persistence.web import env
 
 LOCAL_API_URL = "http://127.0.0.1:8000"
-DATABASE_STOP_SECONDS = 60
 # what each part must not see of the other's settings and secrets
 OF_PERSISTENCE = ("DATABASE_URL", "DB_PASSWORD", "DB_PASSWORD_FILE", "DATA_DIR", "API_KEY", "API_KEY_FILE")
 OF_CHAT = ("OPENAI_API_KEY", "OPENAI_API_KEY_FILE", "OPENAI_BASE_URL", "OPENAI_OPTIONS", "SYSTEM_PROMPT")
@@ -22,34 +22,37 @@ Parts = dict[str, "subprocess.Popen[bytes]"]
 
 
 def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
-    """Run the parts until SIGTERM or Ctrl-C, or until one of them ends; return the exit status."""
-    stops: list[int] = []  # a handler that raised could be lost, if it ran inside a callback of the interpreter
-    for end_signal in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(end_signal, lambda number, _frame: stops.append(number))
+    """Run the parts until one of them ends, or SIGTERM or Ctrl-C comes (both are blocked); return the exit status."""
     parts: Parts = {}
-    own = {"API_BASE_URL": settings.api_base_url}
+    own: dict[str, str] = {}
+    plan: list[tuple[str, tuple[str, ...], dict[str, str], str]] = []  # of each part, with the URL that tells it is up
     if with_persistence:
-        own["API_BASE_URL"] = env.text("API_BASE_URL", LOCAL_API_URL)
-        address = urlsplit(own["API_BASE_URL"])
-        listen = {"HOST": address.hostname or "127.0.0.1", "PORT": str(address.port or 80)}
-        parts["persistence"] = _start("persistence", OF_CHAT, listen)
+        own["API_BASE_URL"] = api_url = settings.api_base_url if env.text("API_BASE_URL") else LOCAL_API_URL
+        address = urlsplit(api_url)
+        listen = {"HOST": address.hostname or "", "PORT": str(address.port or 80)}
+        plan.append(("persistence", OF_CHAT, listen, f"{api_url}/ready"))
     if demo_model:
         from chat import demo_model as stand_in  # no image carries it
 
         own |= {"OPENAI_BASE_URL": stand_in.start(), "OPENAI_MODEL": "demo", "OPENAI_OPTIONS": "", "no_proxy": "*"}
-    chat_url = f"http://{settings.host}:{settings.port}"
+    chat_url = f"http://{settings.address}"
+    plan.append(("chat", OF_PERSISTENCE, own, f"{chat_url}/health"))
     try:
-        if not with_persistence or _wait_until(f"{own['API_BASE_URL']}/ready", parts, stops):
-            parts["chat"] = _start("chat", OF_PERSISTENCE, own)
-            if _wait_until(f"{chat_url}/health", parts, stops):
-                _say_where(settings, chat_url, own["API_BASE_URL"], demo_model)
-        while not stops and not _ended(parts):
+        for name, others, given, url in plan:
+            parts[name] = _start(name, others, given)
+            if not _wait_until(url, parts):
+                break
+        else:
+            key = env.text("API_KEY_FILE") or ("API_KEY" if "API_KEY" in os.environ else "secrets/api_key.txt")
+            sys.stderr.write(f"\nReady. Open {chat_url}/docs; the key is in {key}. Ctrl-C stops it all.\n\n")
+        while not _is_over(parts):
             time.sleep(0.1)
         ended = _ended(parts)
     finally:
         for part in reversed(parts.values()):
-            _stop(part, settings.graceful_timeout + DATABASE_STOP_SECONDS)
-    if ended and not stops:
+            part.terminate()
+            part.wait()
+    if ended and not signal.sigpending():
         sys.stderr.write(f"chat: {ended} has ended, so the others were stopped\n")
         return max(1, parts[ended].returncode)
     return 0
@@ -61,44 +64,21 @@ def _start(name: str, others: tuple[str, ...], own: dict[str, str]) -> "subproce
     return subprocess.Popen([sys.executable, "-m", name], env=environment, start_new_session=True)  # noqa: S603
 
 
-def _stop(part: "subprocess.Popen[bytes]", seconds: float) -> None:
-    part.terminate()
-    try:
-        part.wait(seconds)
-    except subprocess.TimeoutExpired:
-        part.kill()
-        part.wait()
-
-
 def _ended(parts: Parts) -> str | None:
     return next((name for name, part in parts.items() if part.poll() is not None), None)
 
 
-def _wait_until(url: str, parts: Parts, stops: list[int]) -> bool:
+def _is_over(parts: Parts) -> bool:
+    return bool(signal.sigpending()) or _ended(parts) is not None
+
+
+def _wait_until(url: str, parts: Parts) -> bool:
     """Return True once `url` answers 200, or False if there is nothing more to wait for."""
     with requests.Session() as session:
         session.trust_env = False  # a proxy would be asked for our own parts
-        while not stops and not _ended(parts):
-            try:
+        while not _is_over(parts):
+            with suppress(requests.RequestException):
                 if session.get(url, timeout=3).ok:
                     return True
-            except requests.RequestException:
-                pass
             time.sleep(0.05)
     return False
-
-
-def _say_where(settings: Settings, chat_url: str, api_url: str, demo_model: bool) -> None:
-    model = settings.model_and_host
-    if settings.lacks_key:
-        model += ", which needs a key in secrets/openai_api_key.txt or OPENAI_API_KEY"
-    own_database = f"a PostgreSQL of its own, in {env.text('DATA_DIR', '.data')}"
-    lines = {
-        "chat": f"{chat_url}/docs",
-        "persistence": f"{api_url}/docs",
-        "database": "that of DATABASE_URL" if env.text("DATABASE_URL") else own_database,
-        "key": env.text("API_KEY_FILE") or ("API_KEY" if "API_KEY" in os.environ else "secrets/api_key.txt"),
-        "model": "a stand-in, which only repeats what it is told" if demo_model else model,
-    }
-    text = "".join(f"  {name:<12} {value}\n" for name, value in lines.items())
-    sys.stderr.write(f"\nReady. Ctrl-C stops all of it.\n\n{text}\n")

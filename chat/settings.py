@@ -1,7 +1,7 @@
 """This service's settings."""
 
+import contextlib
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,58 +11,7 @@ from persistence.web import env
 from persistence.web.env import SettingsError
 
 OPENAI_API_KEY_FILE = Path("secrets/openai_api_key.txt")
-OPENAI_URL = "https://api.openai.com/v1"
 OURS = ("model", "messages", "stream", "n", "tools")  # what no option of the request to the model may change
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How the chat service is to run; the README's table says what each setting means."""
-
-    api_base_url: str = "http://app:8000"
-    openai_api_key: str = field(default="", repr=False)
-    openai_base_url: str = OPENAI_URL
-    openai_timeout: float = 600.0  # seconds
-    openai_options: dict[str, Any] = field(default_factory=dict)
-    openai_model: str = "gpt-4o-mini"  # OpenAI switches it off on 2027-01-14
-    system_prompt: str = "You are a helpful assistant."
-    history_messages: int = 50
-    history_chars: int = 100_000
-    host: str = "127.0.0.1"
-    port: int = 8100
-    workers: int = 2  # for two cores
-    max_turns: int = 1000
-    graceful_timeout: int = 30  # seconds
-
-    @property
-    def lacks_key(self) -> bool:
-        """Return whether the provider is OpenAI and there is no key for it."""
-        return not self.openai_api_key and urlsplit(self.openai_base_url).hostname == "api.openai.com"
-
-    @property
-    def model_and_host(self) -> str:
-        """Return the model's name and where it is, for people to read; a URL could hold a password."""
-        return f"{self.openai_model} at {urlsplit(self.openai_base_url).hostname}"
-
-
-def load() -> Settings:
-    """Return the settings from the environment. Raises SettingsError."""
-    return Settings(
-        api_base_url=_url("API_BASE_URL", Settings.api_base_url),
-        openai_api_key=_key(),
-        openai_base_url=_url("OPENAI_BASE_URL", Settings.openai_base_url),
-        openai_timeout=_seconds("OPENAI_TIMEOUT", Settings.openai_timeout),
-        openai_options=_options("OPENAI_OPTIONS"),
-        openai_model=env.text("OPENAI_MODEL", Settings.openai_model),
-        system_prompt=env.text("SYSTEM_PROMPT", Settings.system_prompt),
-        history_messages=env.number("HISTORY_MESSAGES", Settings.history_messages, 0, 1000),
-        history_chars=env.number("HISTORY_CHARS", Settings.history_chars, 0, 100_000_000),
-        host=env.text("HOST", Settings.host),
-        port=env.number("PORT", Settings.port, 1, 65535),
-        workers=env.number("WEB_CONCURRENCY", Settings.workers, 1, 64),
-        max_turns=env.number("MAX_TURNS", Settings.max_turns, 1, 10_000),
-        graceful_timeout=env.number("GRACEFUL_TIMEOUT", Settings.graceful_timeout, 1, 3600),
-    )
 
 
 def _url(name: str, default: str) -> str:
@@ -84,24 +33,44 @@ def _key() -> str:
     return key
 
 
-def _seconds(name: str, default: float) -> float:
-    given = env.text(name, str(default))
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= 86_400:
-        raise SettingsError(f"{name} must be a number of seconds up to 86400, not {given!r}")
-    return seconds
+def _openai_timeout() -> float:
+    given = env.text("OPENAI_TIMEOUT", "600")
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(given)) <= 86_400:
+            return seconds
+    raise SettingsError(f"OPENAI_TIMEOUT must be a number of seconds up to 86400, not {given!r}")
 
 
-def _options(name: str) -> dict[str, Any]:
+def _openai_options() -> dict[str, Any]:
     try:
-        options = json.loads(env.text(name, "{}"))
+        options = json.loads(env.text("OPENAI_OPTIONS", "{}"))
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):
-        raise SettingsError(f'{name} must be a JSON object, like {{"reasoning_effort": "low"}}')
+        raise SettingsError('OPENAI_OPTIONS must be a JSON object, like {"reasoning_effort": "low"}')
     if taken := [option for option in OURS if option in options]:
-        raise SettingsError(f"{name} must not name {', '.join(taken)}, which the service sets itself")
+        raise SettingsError(f"OPENAI_OPTIONS must not name {', '.join(taken)}, which the service sets itself")
     return options
+
+
+@dataclass(frozen=True)
+class Settings(env.ServerSettings):
+    """How the chat service is to run; the README's table says what each setting means."""
+
+    api_base_url: str = field(default_factory=lambda: _url("API_BASE_URL", "http://app:8000"))
+    openai_api_key: str = field(default_factory=_key, repr=False)
+    openai_base_url: str = field(default_factory=lambda: _url("OPENAI_BASE_URL", "https://api.openai.com/v1"))
+    openai_timeout: float = field(default_factory=_openai_timeout)  # seconds
+    openai_options: dict[str, Any] = field(default_factory=_openai_options)
+    # OpenAI switches this model off on 2027-01-14
+    openai_model: str = field(default_factory=lambda: env.text("OPENAI_MODEL", "gpt-4o-mini"))
+    system_prompt: str = field(default_factory=lambda: env.text("SYSTEM_PROMPT", "You are a helpful assistant."))
+    history_messages: int = field(default_factory=lambda: env.number("HISTORY_MESSAGES", 50, 0, 1000))
+    history_chars: int = field(default_factory=lambda: env.number("HISTORY_CHARS", 100_000, 0, 100_000_000))
+    port: int = field(default_factory=lambda: env.number("PORT", 8100, 1, 65535))
+    max_turns: int = field(default_factory=lambda: env.number("MAX_TURNS", 1000, 1, 10_000))
+
+    @property
+    def lacks_key(self) -> bool:
+        """Return whether the provider is OpenAI and there is no key for it."""
+        return not self.openai_api_key and urlsplit(self.openai_base_url).hostname == "api.openai.com"

@@ -3,22 +3,25 @@
 
 import signal
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the start without a traceback
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # until gunicorn handles them
 
 from gevent import monkey
 
 monkey.patch_all()
 
-import contextlib
+import atexit
 import logging
 import os
 import secrets
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
-from persistence import settings as service_settings
+from flask import Flask
+
 from persistence.embedded import EmbeddedPostgres
-from persistence.settings import API_KEY_FILE, Settings
+from persistence.settings import API_KEY_FILE, Settings, read_keys
 from persistence.web import env, logs
 from persistence.web.env import SettingsError
 
@@ -28,45 +31,36 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the persistence service until SIGTERM or Ctrl-C. Exits with one line if it can't start."""
-    stops: list[int] = []  # signals that came before gunicorn handles them
-    for end_signal in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(end_signal, lambda number, _frame: stops.append(number))
     logs.configure("persistence")
     try:
-        _run(stops)
+        if "API_KEY" not in os.environ and not env.text("API_KEY_FILE"):
+            make_api_key()
+        serve(Settings())
     except SettingsError as exc:
-        sys.exit(0 if stops else f"persistence: {exc}")  # Ctrl-C reaches what starts the database, too
+        sys.exit(f"persistence: {exc}")
 
 
-def _run(stops: list[int]) -> None:
-    if "API_KEY" not in os.environ and not env.text("API_KEY_FILE"):
-        make_api_key()
-    settings = service_settings.load()
+def serve(settings: Settings) -> None:
+    """Serve until a signal says stop. Raises SettingsError if port or database can't be used."""
     os.environ.pop("WEB_CONCURRENCY", None)  # gunicorn reads it at import, and fails if it is no number
     from persistence.app import create_app
     from persistence.web import server
 
-    server.check_port(settings.host, settings.port)
-    postgres = None if settings.database_url else EmbeddedPostgres(settings.data_dir)
-    try:
-        conninfo = settings.database_url or (postgres.start() if postgres else "")
-        database = (
-            "that of DATABASE_URL" if settings.database_url else f"a PostgreSQL of its own, in {settings.data_dir}"
-        )
-        sys.stderr.write(f"persistence: http://{settings.host}:{settings.port}/docs; the database is {database}\n")
-        server.serve(
-            lambda: create_app(with_present_keys(settings), conninfo),
-            host=settings.host,
-            port=settings.port,
-            workers=settings.workers,
-            connections=CONNECTIONS,
-            graceful_timeout=settings.graceful_timeout,
-            when_ready=lambda: signal.raise_signal(signal.SIGTERM) if stops else None,
-            on_worker_exit=lambda app: app.extensions["database"].close(),
-        )
-    finally:
-        if postgres is not None:
-            postgres.stop()
+    server.check_port(settings)
+    with ExitStack() as stack:
+        conninfo, database = settings.database_url, "that of DATABASE_URL"
+        if conninfo is None:
+            postgres = EmbeddedPostgres(settings.data_dir)
+            stack.callback(postgres.stop)
+            conninfo, database = postgres.start(), f"a PostgreSQL of its own, in {settings.data_dir}"
+        sys.stderr.write(f"persistence: http://{settings.address}/docs; the database is {database}\n")
+
+        def create_worker() -> Flask:
+            app = create_app(with_present_keys(settings), conninfo)
+            atexit.register(app.extensions["database"].close)  # of the worker, which this runs in
+            return app
+
+        server.serve(create_worker, settings, CONNECTIONS)
 
 
 def with_present_keys(settings: Settings) -> Settings:
@@ -75,7 +69,7 @@ def with_present_keys(settings: Settings) -> Settings:
     Each worker asks at its start, so SIGHUP, at which gunicorn replaces its workers, takes up new keys with no outage.
     """
     try:
-        return replace(settings, api_keys=service_settings.load_keys())
+        return replace(settings, api_keys=read_keys())
     except SettingsError as exc:
         log.error("The API keys stay as they were: %s", exc)
         return settings
@@ -83,18 +77,13 @@ def with_present_keys(settings: Settings) -> Settings:
 
 def make_api_key() -> None:
     """Make a random key in the default file, if that is missing. Raises SettingsError if it can't be written."""
-    if API_KEY_FILE.exists():
-        return
-    draft = API_KEY_FILE.with_suffix(f".{os.getpid()}")
     try:
         API_KEY_FILE.parent.mkdir(mode=0o700, exist_ok=True)
-        API_KEY_FILE.parent.chmod(0o700)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with open(API_KEY_FILE, "x", opener=partial(os.open, mode=0o600)) as file:
             file.write(f"{secrets.token_urlsafe(32)}\n")
-        with contextlib.suppress(FileExistsError):  # another service was faster: its key counts
-            os.link(draft, API_KEY_FILE)
-            sys.stderr.write(f"persistence: made an API key in {API_KEY_FILE}\n")
-        draft.unlink()
+        sys.stderr.write(f"persistence: made an API key in {API_KEY_FILE}\n")
+    except FileExistsError:
+        pass
     except OSError as exc:
         raise SettingsError(f"API_KEY: can't make {API_KEY_FILE}: {exc.strerror}") from None
 

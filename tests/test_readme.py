@@ -67,7 +67,8 @@ def test_messages_move_as_shown(
 
 
 def test_the_settings_are_those_that_are_read() -> None:
-    sources = "".join(path.read_text() for path in ROOT.glob("*/settings.py"))
+    paths = [*ROOT.glob("*/settings.py"), ROOT / "persistence/web/env.py"]
+    sources = "".join(path.read_text() for path in paths)
     read = set(re.findall(r'"([A-Z][A-Z_]+)"', sources))
     section = README.split("## Settings")[1].split("##")[0]
     shown = {

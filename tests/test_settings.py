@@ -20,7 +20,7 @@ from tests.services import KEY, ROOT, free_port, wait_for
 SECRET = "hunter2-very-secret"
 NOWHERE = "postgresql://user@127.0.0.1:1/nothing"
 DEFAULTS: dict[str, dict[str, str]] = {"persistence": {"API_KEY": KEY, "DATABASE_URL": NOWHERE}, "chat": {}}
-LOAD: dict[str, Callable[[], object]] = {"persistence": persistence.settings.load, "chat": chat.settings.load}
+LOAD: dict[str, Callable[[], object]] = {"persistence": persistence.settings.Settings, "chat": chat.settings.Settings}
 RANGES = {"PORT": (1, 65535), "WEB_CONCURRENCY": (1, 64), "GRACEFUL_TIMEOUT": (1, 3600), "DB_CONNECTIONS": (2, 256)}
 RANGES |= {"MAX_TURNS": (1, 10_000), "HISTORY_MESSAGES": (0, 1000), "HISTORY_CHARS": (0, 100_000_000)}
 UNUSABLE = {
@@ -101,8 +101,10 @@ def test_white_space_around_a_setting_is_stripped_and_an_empty_one_is_the_defaul
     given = {"API_KEY": "\n one \n\n\ttwo\r\n", "DB_PASSWORD_FILE": " password ", "PORT": " 8123 ", "HOST": ""}
     for name, value in (given | {"DATABASE_URL": f" {NOWHERE}\n"}).items():
         monkeypatch.setenv(name, value)
-    settings = persistence.settings.load()
-    expected = persistence.settings.Settings((b"one", b"two"), NOWHERE, "word", port=8123)
+    settings = persistence.settings.Settings()
+    expected = persistence.settings.Settings(
+        api_keys=(b"one", b"two"), database_url=NOWHERE, db_password="word", port=8123, host="127.0.0.1"
+    )
     assert vars(settings) == vars(expected)
 
 
@@ -110,7 +112,7 @@ def test_the_key_of_the_model_comes_from_its_default_file(monkeypatch: pytest.Mo
     monkeypatch.chdir(folder)
     (folder / "secrets").mkdir()
     (folder / "secrets" / "openai_api_key.txt").write_text(f"{SECRET}\n")
-    assert chat.settings.load() == chat.settings.Settings(openai_api_key=SECRET)
+    assert chat.settings.Settings() == chat.settings.Settings(openai_api_key=SECRET)
 
 
 def test_a_key_is_made_where_there_is_none(database_url: str, folder: Path) -> None:

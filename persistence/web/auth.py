@@ -27,9 +27,8 @@ def init_app(app: Flask, accepts: Callable[[bytes], bool]) -> None:
     def check_key() -> None:
         if request.path.rstrip("/") in OPEN_PATHS or request.path.startswith("/docs/"):
             return
-        key = presented_key()
-        if not key or not accepts(key):
-            message = f"Send a valid key in the {HEADER} header." if key else f"Send your key in the {HEADER} header."
+        if not ((key := presented_key()) and accepts(key)):
+            message = f"Send a valid key in the {HEADER} header."
             abort(401, message=message, headers={"WWW-Authenticate": "ApiKey"})
 
 

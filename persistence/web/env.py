@@ -1,6 +1,7 @@
 """Settings from environment variables, and secrets from files beside them."""
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -35,17 +36,27 @@ def secret(name: str, default_file: Path | None = None) -> str | None:
         raise SettingsError(f"{name} and {name}_FILE are both set: unset one of them")
     if given is not None:
         return given.strip()
-    if file_name:
-        return _read(f"{name}_FILE", Path(file_name))
-    if default_file is not None and default_file.exists():
-        return _read(name, default_file)
-    return None
-
-
-def _read(name: str, path: Path) -> str:
+    variable, path = (f"{name}_FILE", Path(file_name)) if file_name else (name, default_file)
+    if path is None or not (file_name or path.exists()):
+        return None
     try:
         return path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        raise SettingsError(f"{name}: the file {path} must be text in UTF-8") from None
+        raise SettingsError(f"{variable}: the file {path} must be text in UTF-8") from None
     except OSError as exc:
-        raise SettingsError(f"{name}: can't read the file {path}: {exc.strerror}") from None
+        raise SettingsError(f"{variable}: can't read the file {path}: {exc.strerror}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a service is served. What is not given is read from the environment, which may raise SettingsError."""
+
+    host: str = field(default_factory=lambda: text("HOST", "127.0.0.1"))
+    port: int
+    workers: int = field(default_factory=lambda: number("WEB_CONCURRENCY", 2, 1, 64))  # for two cores
+    graceful_timeout: int = field(default_factory=lambda: number("GRACEFUL_TIMEOUT", 30, 1, 3600))  # seconds
+
+    @property
+    def address(self) -> str:
+        """Return host and port as they stand in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import resource
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -10,29 +11,9 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
-from gunicorn.glogging import Logger
 
-from persistence.web.env import SettingsError
+from persistence.web.env import ServerSettings, SettingsError
 from persistence.web.worker import Worker, guard
-
-KEEPALIVE_SECONDS = 5  # for the head of the next request; clients reconnect
-
-
-class GracefulArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's master, which takes Ctrl-C as it takes SIGTERM: requests are finished first."""
-
-    handle_int = Arbiter.handle_term
-
-
-class RootLogger(Logger):  # type: ignore[misc]
-    """gunicorn's own messages, sent to the root logger, which writes JSON."""
-
-    def setup(self, cfg: Any) -> None:
-        """Add no handlers of its own."""
-        self.loglevel = self.error_log.getEffectiveLevel()
-        self.error_log.setLevel("WARNING")
-        self.error_log.propagate = True
 
 
 class Server(BaseApplication):  # type: ignore[misc]
@@ -53,74 +34,53 @@ class Server(BaseApplication):  # type: ignore[misc]
         app.wsgi_app = guard(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation has it
         return app
 
-    def run(self) -> None:
-        """Serve until a signal says stop, then exit the process."""
-        GracefulArbiter(self).run()
 
-
-def check_port(host: str, port: int) -> None:
+def check_port(settings: ServerSettings) -> None:
     """Raise SettingsError if the address can't be listened on.
 
     The workers listen with SO_REUSEPORT, so that a second start on the same port would succeed, and another program's
     port make them die for ever. So it is tried once without that option.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen()
+        socket.create_server((settings.host, settings.port), family=family).close()
     except OSError as exc:
-        name = "HOST" if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL else "PORT"
-        raise SettingsError(f"{name}: can't listen on {host}:{port}: {exc.strerror or exc}") from None
+        name = "PORT" if exc.errno in (errno.EADDRINUSE, errno.EACCES) else "HOST"
+        reason = str(exc.strerror).partition(" (while")[0]  # create_server repeats the address
+        raise SettingsError(f"{name}: can't listen on {settings.address}: {reason}") from None
 
 
-def _allow_open_files(count: int) -> None:
-    """Let this process have `count` files open, as far as it may; many a start gives it 1,024 or fewer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _begin(arbiter: Any) -> None:
+    """Let in the signals that the start held back, now that gunicorn handles them; Ctrl-C is like SIGTERM."""
+    arbiter.handle_int = arbiter.handle_term
+    arbiter.log.error_log.propagate = True  # to the root logger, which writes JSON
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
-def serve(
-    create_app: Callable[[], Flask],
-    *,
-    host: str,
-    port: int,
-    workers: int,
-    connections: int,
-    graceful_timeout: int,
-    when_ready: Callable[[], None] = lambda: None,
-    on_worker_exit: Callable[[Flask], None] = lambda app: None,
-) -> None:
-    """Serve the app on `host`:`port` with `workers` processes, until SIGTERM or Ctrl-C; then the process exits.
+def serve(create_app: Callable[[], Flask], settings: ServerSettings, connections: int) -> None:
+    """Serve the app until SIGTERM or Ctrl-C, which may be blocked until now; then the process exits.
 
     A worker takes `connections` at most. A stop gives `graceful_timeout` seconds to requests, and to what the app's
-    extension `is_busy`, a function, says is under way. `when_ready` runs once, in the master, when signals are handled;
-    `on_worker_exit` in each worker after its last request. Raises SettingsError if the port is taken.
+    extension `is_busy`, a function, says is under way.
     """
-    check_port(host, port)
-    _allow_open_files(3 * connections + 256)  # a turn has a connection on each of its three sides
-    shared_memory = Path("/dev/shm")  # noqa: S108  # a heartbeat's file must never wait for a disk
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # many a start gives 1,024 open files or fewer
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
+    shared_memory = "/dev/shm"  # noqa: S108
     options = {
-        "bind": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        "workers": workers,
+        "bind": settings.address,
+        "workers": settings.workers,
         "worker_class": Worker,
         "worker_connections": connections,
-        "worker_tmp_dir": str(shared_memory) if shared_memory.is_dir() else None,
+        "worker_tmp_dir": shared_memory if Path(shared_memory).is_dir() else None,  # no heartbeat waits for a disk
         "reuse_port": True,  # with one shared socket, the worker that wakes first takes most connections
-        "graceful_timeout": graceful_timeout,
-        "keepalive": KEEPALIVE_SECONDS,
-        "limit_request_line": 8190,
+        "graceful_timeout": settings.graceful_timeout,
+        "keepalive": 5,  # seconds for the head of the next request; clients reconnect
         "control_socket_disable": True,
-        "forwarded_allow_ips": "*",  # no look at who sends it,
-        "forwarder_headers": "",  # as nobody's word changes where the app thinks it is
-        "secure_scheme_headers": {},
+        "forwarded_allow_ips": "",  # nobody's word changes where the app thinks it is
         "sendfile": False,  # it refuses sockets that do not block
-        "logger_class": RootLogger,
-        "when_ready": lambda arbiter: when_ready(),
-        "worker_exit": lambda arbiter, worker: on_worker_exit(worker.wsgi) if hasattr(worker, "wsgi") else None,
+        "errorlog": None,
+        "loglevel": "warning",
+        "when_ready": _begin,
     }
     Server(create_app, options).run()

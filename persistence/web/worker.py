@@ -7,11 +7,9 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import gevent
-from gevent.event import Event
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.http.errors import ParseException
@@ -22,6 +20,7 @@ READ_BYTES = 4096
 SLOW_SECONDS = 0.005
 BODY_SECONDS = 20  # from a body's first byte to its last
 STALL_SECONDS = 60  # a reader that takes nothing for so long is cut off
+LOOK_SECONDS = 0.1  # between two looks for a stop
 LINGER_SECONDS = 1.0  # for the request that is on its way when a stop begins
 
 
@@ -54,7 +53,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def init_signals(self) -> None:
         """Leave Ctrl-C, which a terminal sends to every process, to the master."""
-        self.stopping = Event()
         self.idle: dict[Any, gevent.Timeout] = {}
         super().init_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,52 +62,42 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
 
         gunicorn's own looks for a stop once a second, and drops connections that nobody has accepted yet.
         """
+        (listener,) = self.sockets
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # tcp(7): connections inherit it; Linux has it, others do not
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
         pool = Pool(self.worker_connections)
-        servers = [StreamServer(sock, handle=partial(self.handle, _name_of(sock)), spawn=pool) for sock in self.sockets]
-        for server in servers:
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # tcp(7): connections inherit it; Linux has it, others do not
-                server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALL_SECONDS * 1000)
-            server.start()
-        while not self.stopping.wait(1.0):
+        server = StreamServer(listener, handle=partial(self.handle, listener), spawn=pool)
+        server.start()
+        while self.alive:
             self.notify()
-        for server in servers:
-            server.stop_accepting()
-            while (accepted := server.do_read()) is not None:
-                server.do_handle(*accepted)
-            server.close()
-        self.closer = gevent.spawn_later(LINGER_SECONDS, self.close_idle)
+            gevent.sleep(LOOK_SECONDS)
+        server.stop_accepting()
+        while (accepted := server.do_read()) is not None:
+            server.do_handle(*accepted)
+        gevent.sleep(0)  # each of them begins with a look at the listener
+        server.close()
+        closer = gevent.get_hub().loop.timer(LINGER_SECONDS)
+        closer.start(self.close_idle)
         end = time.monotonic() + self.cfg.graceful_timeout
         while (len(pool) or self.wsgi.extensions.get("is_busy", bool)()) and time.monotonic() < end:
             self.notify()
-            gevent.sleep(0.05)
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Begin to stop."""
-        super().handle_exit(sig, frame)
-        self.stopping.set()
+            gevent.sleep(LOOK_SECONDS)
 
     def close_idle(self) -> None:
-        """End each wait for a request's head, as its own timeout would."""
+        """End each wait for a request's head, as its own timeout would: in the hub, from where this is called."""
         for greenlet, timeout in list(self.idle.items()):
             if greenlet in self.idle:
-                gevent.get_hub().loop.run_callback(greenlet.throw, timeout)
+                greenlet.throw(timeout)
 
     @contextlib.contextmanager
     def timeout_ctx(self) -> Iterator[None]:
         """Limit the wait for the head of a request."""
         with gevent.Timeout(self.cfg.keepalive if self.alive else LINGER_SECONDS, False) as timeout:
-            greenlet = gevent.getcurrent()
-            self.idle[greenlet] = timeout
+            self.idle[gevent.getcurrent()] = timeout
             try:
                 yield
             finally:
-                del self.idle[greenlet]
-
-
-def _name_of(listener: Any) -> SimpleNamespace:
-    """Return what gunicorn asks of a listener for each connection, even of one that is closed by then: its name."""
-    name = listener.getsockname()
-    return SimpleNamespace(getsockname=lambda: name)
+                del self.idle[gevent.getcurrent()]
 
 
 def guard(answer: Callable[..., Any]) -> Callable[..., Any]:
