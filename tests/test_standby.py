@@ -13,10 +13,10 @@ import requests
 from chat.history import reply_id
 from persistence.listing import NDJSON
 from tests.chats import new_turn, post_turn, running, stored
-from tests.cluster import Node
 from tests.fake_openai import FakeOpenAI
 from tests.load import Load
 from tests.messages import new_id, new_message, store
+from tests.postgres import Postgres
 from tests.services import KEY, Service, seconds_of, wait_for
 
 pytestmark = pytest.mark.slow
@@ -28,8 +28,8 @@ class Pair:
     """A primary, and a standby without which it acknowledges nothing."""
 
     def __init__(self, folder: Path) -> None:
-        self.primary = Node(folder / "primary")
-        self.standby = Node(folder / "standby", self.primary)
+        self.primary = Postgres(folder / "primary")
+        self.standby = Postgres(folder / "standby", self.primary)
         self.primary.run("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self.primary.run("SELECT pg_reload_conf()")
         self.wait()
@@ -147,7 +147,7 @@ def test_what_is_given_up_leaves_nothing_at_work(pair: Pair, service: Service) -
 def test_a_start_at_a_standby_waits_for_its_promotion(pair: Pair, service: Service, folder: Path) -> None:
     role = "CREATE ROLE reader LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO reader"
     pair.primary.run(f"{role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO reader")
-    url = pair.standby.url.replace("user=postgres", "user=reader")  # which may not create anything
+    url = pair.standby.conninfo.replace("user=postgres", "user=reader")  # which may not create anything
     settings = {"API_KEY": KEY, "WEB_CONCURRENCY": 1}
     with (
         running("persistence", folder, wait=False, DATABASE_URL=url, **settings) as strict,
