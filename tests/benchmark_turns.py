@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import requests
 
-from tests.measure import Columns, Run, Side, cpu_ms, interleave, memory_of, start
+from tests.measure import Run, Side, cpu_ms, interleave, memory_of, start
 from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 BODY = b'{"content":"hello","stream":true}'
@@ -23,13 +23,6 @@ REQUEST = HEAD.encode() + b"%d\r\n\r\n%b" % (len(BODY), BODY)
 FIRST, GAP, PIECES = 1.0, 0.1, 20  # the model's pace in a crowd
 TURN_SECONDS = FIRST + GAP * (PIECES - 1)
 SMALL_GAP, CALLERS = 0.02, 20  # so many leave some CPU idle, so that each piece comes alone
-UNMARKED = """
-from chat import __main__, client
-client.PersistenceClient.take_turns = lambda self, caller, worker_id, message_ids: list(message_ids)
-__main__.main()
-"""
-
-
 Turn = tuple[float, float, bool]  # when it ended, the seconds to its first piece, if it was answered in whole
 
 
@@ -78,37 +71,24 @@ def paced_model(first: float, gap: float) -> Iterator[str]:
         process.wait()
 
 
-def chat_over(run: Run, model: str, side: Side, module: str | None = None) -> AbstractContextManager[Service]:
+def chat_over(run: Run, model: str, side: Side) -> AbstractContextManager[Service]:
     urls = {"API_BASE_URL": side.persistence.url, "OPENAI_BASE_URL": model}
-    return start(module or str(side.chat), run.folder, PYTHONPATH=side.root, **urls)
+    return start(str(side.chat), run.folder, PYTHONPATH=side.root, **urls)
 
 
 def measure_turns(run: Run, sides: dict[str, Side], crowds: list[int]) -> None:
     sides = {name: side for name, side in sides.items() if side.chat}
-    (run.folder / "unmarked.py").write_text(UNMARKED)
     with paced_model(0, SMALL_GAP) as model, contextlib.ExitStack() as stack:
         chats = {name: stack.enter_context(chat_over(run, model, side)) for name, side in sides.items()}
         measure_first(run, chats, model)
-        unmarked = stack.enter_context(chat_over(run, model, sides["ours"], "unmarked"))
         measures = {name: partial(cost, run, chats[name], side) for name, side in sides.items()}
-        measures["unmarked"] = partial(cost, run, unmarked, sides["ours"])
         interleave(1, measures)
         given = interleave(run.rounds, measures)
-    without = given.pop("unmarked")
     form = "{:.2f} ms CPU (chat {:.2f}), PostgreSQL {:.2f} ms, {:.0f} turns/s, {:.1f} calls"
     run.table.add(f"a streamed turn of {PIECES} pieces, {CALLERS} callers", form, given)
-    add_mark(run, given["ours"], without)
     with paced_model(FIRST, GAP) as model:
         for callers in crowds:
             measure_crowd(run, model, sides, callers)
-
-
-def add_mark(run: Run, marked: Columns, unmarked: Columns) -> None:
-    """Add what the mark costs: the difference, in each round, from the same turns without it."""
-    rounds = zip(zip(*marked, strict=True), zip(*unmarked, strict=True), strict=True)
-    shares = [(100 * (1 - (b[0] + b[2]) / (a[0] + a[2])), a[0] - b[0], a[2] - b[2], a[4] - b[4]) for a, b in rounds]
-    form = "{:.1f} %: {:.2f} ms, PostgreSQL {:.2f} ms, {:.1f} calls"
-    run.table.add("  its mark's share, in all CPU", form, {"ours": list(zip(*shares, strict=True))})
 
 
 def measure_first(run: Run, chats: dict[str, Service], model: str) -> None:
