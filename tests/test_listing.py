@@ -175,7 +175,8 @@ def test_who_follows_a_chat_misses_nothing(persistence: Service) -> None:
     contents = [[f"{writer} {number}" for number in range(40)] for writer in range(8)]
     params = {"chat_id": chat_id, "limit": "1000"}
     with ThreadPoolExecutor(8) as pool:
-        writing = [pool.submit(write, persistence, chat_id, iter(texts)) for texts in contents]
+        written = [chat_id, chat_id.upper()] * 4  # one chat, however its id is written
+        writing = [pool.submit(write, persistence, *one) for one in zip(written, map(iter, contents), strict=True)]
         while True:
             is_last_look = all(future.done() for future in writing)
             if new := persistence.get("/messages/", params=params).json():

@@ -167,17 +167,6 @@ def test_times_are_told_in_utc_whatever_the_session(undone: Rows) -> None:
     assert json.loads(row[0])["sent_at"] == "2026-01-01T01:40:00.000000+00:00"
 
 
-def test_a_chats_lock_is_one_however_its_id_is_written(connection: Rows) -> None:
-    chat_id, locks = "abcdefab-cdef-4bcd-8bcd-abcdefabcdef", set()
-    for written in (chat_id, chat_id.upper()):
-        with connection.transaction(force_rollback=True):
-            message = {"message_id": new_id(), "chat_id": written, "content": "x", "role": "ai"}
-            connection.execute(queries.get("insert_message"), message | {"rating": None, "sent_at": None})
-            held = "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
-            locks.update(connection.execute(held).fetchall())
-    assert len(locks) == 1
-
-
 @pytest.mark.slow
 def test_a_statement_stores_many_messages_in_one_chat_as_fast_as_in_many(make_database: Callable[[], str]) -> None:
     seconds = Counter[int]()
