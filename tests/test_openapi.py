@@ -13,7 +13,6 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import chat.app
 import chat.settings
-from tests.messages import new_message
 from tests.services import KEY, Service
 
 ONE = "/messages/{message_id}"
@@ -102,17 +101,6 @@ def test_lists_have_their_link_and_no_filter_is_filled_in(documents: dict[str, A
         operation = documents[service]["paths"][path]["get"]
         assert "Link" in operation["responses"]["200"]["headers"]
         assert [one["name"] for one in operation["parameters"] if "example" in one["schema"]] == ["limit"]
-
-
-def test_the_examples_can_be_sent_as_they_are(client: FlaskClient, documents: dict[str, Any]) -> None:
-    paths = documents["persistence"]["paths"]
-    media = paths["/messages/"]["post"]["requestBody"]["content"]
-    assert client.post("/messages/", json=media["application/json"]["example"]).status_code == 201
-    lines = media["application/x-ndjson"]["example"]
-    assert client.post("/messages/", data=lines, content_type="application/x-ndjson").status_code == 200
-    change = paths[ONE]["put"]["requestBody"]["content"]["application/json"]["example"]
-    stored: Any = client.post("/messages/", json=new_message()).json
-    assert client.put(f"/messages/{stored['message_id']}", json=change).json == stored | change
 
 
 def test_the_page_and_its_files_are_served_under_a_strict_policy(client: FlaskClient) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.load import Load
+from tests.load import Load, locked_messages
 from tests.messages import new_message
 from tests.postgres import Postgres
 from tests.services import KEY, Service, free_port, wait_for
@@ -72,8 +72,6 @@ def test_no_setting_of_ours_holds_for_others(url: str, make_service: Callable[..
 
 def test_what_is_given_up_is_not_done_later(url: str, database: Postgres, make_service: Callable[..., Service]) -> None:
     service = make_service("persistence", DATABASE_URL=url, API_KEY=KEY)
-    with psycopg.connect(database.conninfo) as other:
-        other.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+    with locked_messages(database.conninfo) as waiting:
         assert service.post("/messages/", json=new_message()).status_code == 503
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        wait_for(lambda: other.execute(waiting).fetchone() == (0,), 2)
+        wait_for(lambda: waiting() == 0, 10)
