@@ -185,7 +185,7 @@ def test_killed_services_come_back_by_themselves(deployment: Deployment) -> None
     for part in ("app", "chat"):
         container = deployment.container(part)
         subprocess.run(["docker", "exec", container, "python", "-c", "import os; os.kill(-1, 9)"], capture_output=True)
-        wait_for(lambda part=part: deployment.inspect(part)["RestartCount"] > 0, 30, f"{part}'s restart")  # type: ignore[misc]
+        wait_for(lambda part=part: deployment.inspect(part)["RestartCount"] > 0, 60, f"{part}'s restart")  # type: ignore[misc]
     deployment.wait_until_healthy()
     assert deployment.say("again").status_code == 200
 

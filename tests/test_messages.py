@@ -28,7 +28,7 @@ def test_stores_a_message_and_answers_with_it(persistence: Service) -> None:
     assert (response.status_code, response.headers["Location"]) == (201, f"/messages/{message['message_id']}")
     assert response.json() == message | {"sent_at": "2026-11-23T14:04:05.120000+00:00"}
     assert list(response.json()) == FIELDS
-    assert persistence.get(response.headers["Location"]).json() == response.json()
+    assert read(persistence, message).json() == response.json()
 
 
 def test_what_is_not_sent_has_a_default(persistence: Service) -> None:
