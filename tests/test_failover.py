@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -43,7 +44,8 @@ def system(tmp_path_factory: pytest.TempPathFactory, model_server: FakeOpenAI) -
     for parent in [folder, *folder.parents[:3]]:
         parent.chmod(parent.stat().st_mode | 0o711)
     ports = {name: [lasting_port(), lasting_port()] for name in ("persistence", "chat")}
-    with patroni_cluster.running(folder, ports) as cluster:
+    with closing(Cluster(folder, ports)) as cluster:
+        cluster.start()
         app, chat = (f"http://127.0.0.1:{cluster.ports[name]}" for name in ports)
         # one knows the three nodes, the other one what leads to the primary
         own: list[tuple[str, dict[str, Any]]] = [
@@ -71,12 +73,13 @@ class Looks(threading.Thread):
 
     def run(self) -> None:
         while not self.ending.wait(0.2):
+            began = time.monotonic()
             try:
                 is_ready = requests.get(self.url, timeout=5).ok
             except requests.RequestException:
                 is_ready = False
             if not is_ready:
-                self.not_ready.append(time.monotonic())
+                self.not_ready.append(began)
 
 
 def wait_for_another(cluster: Cluster, primary: Node) -> None:
