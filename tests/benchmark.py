@@ -25,8 +25,8 @@ from persistence.embedded import EmbeddedPostgres
 from tests.benchmark_import import measure_import
 from tests.benchmark_requests import measure_export, measure_requests
 from tests.benchmark_turns import measure_turns
-from tests.measure import Run, Side, Table, interleave, machine, start
-from tests.services import KEY, ROOT, Service, free_port
+from tests.measure import Run, Side, Table, machine, start
+from tests.services import KEY, ROOT
 from tests.wrk import CHAT, CHATS, CONTENT
 
 PEERS = {
@@ -46,22 +46,6 @@ Extent = tuple[int, int, int, int, list[int]]
 FULL: Extent = (5, 3, 1_000_000, 1_000_000, [200, 500, 1000])
 QUICK: Extent = (3, 2, 1_000_000, 100_000, [200, 500, 1000])
 SMOKE: Extent = (1, 1, 2000, 2000, [10])
-
-
-def measure_start(run: Run, roots: dict[str, Path]) -> None:
-    own: dict[str, Any] = {"API_KEY": KEY, "API_BASE_URL": f"http://127.0.0.1:{free_port()}"}
-    for module, *flags in (["persistence"], ["chat", "--with-persistence", "--demo-model"]):
-
-        def once(name: str, module: str = module, flags: list[str] = flags) -> tuple[float]:
-            began = time.perf_counter()
-            service = Service(module, run.folder, *flags, PYTHONPATH=roots[name], DATA_DIR=run.folder / name, **own)
-            took = time.perf_counter() - began
-            service.stop()
-            return (took,)
-
-        measures = {name: partial(once, name) for name in roots}
-        interleave(1, measures)  # makes the data
-        run.table.add(f"start of {' '.join([module, *flags])}", "{:.2f} s", interleave(run.rounds // 2 + 1, measures))
 
 
 def fill(url: str, count: int) -> None:
@@ -120,7 +104,6 @@ def measure(
     measure_export(run, sides)
     measure_import(run, ours["ours"], side("empty", ROOT), imported)
     measure_turns(run, sides, crowds)
-    measure_start(run, roots)
     version = subprocess.check_output([run.bin_path / "postgres", "--version"], text=True).strip()
     return f"{machine(version)}{messages} messages at first\n\n{run.table.text()}"
 

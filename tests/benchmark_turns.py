@@ -22,7 +22,8 @@ HEAD = f"POST /chat HTTP/1.1\r\nHost: chat\r\nx-api-key: {KEY}\r\nContent-Type: 
 REQUEST = HEAD.encode() + b"%d\r\n\r\n%b" % (len(BODY), BODY)
 FIRST, GAP, PIECES = 1.0, 0.1, 20  # the model's pace in a crowd
 TURN_SECONDS = FIRST + GAP * (PIECES - 1)
-SMALL_GAP, CALLERS = 0.02, 20  # so many leave some CPU idle, so that each piece comes alone
+# what a turn costs: of a reply of some 75 words, with so many callers that some CPU is left, and each piece comes alone
+SMALL_GAP, MANY_PIECES, CALLERS = 0.02, 100, 20
 UNMARKED = """
 from chat import __main__, client
 client.PersistenceClient.take_turns = lambda self, caller, worker_id, message_ids: list(message_ids)
@@ -33,7 +34,7 @@ __main__.main()
 Turn = tuple[float, float, bool]  # when it ended, the seconds to its first piece, if it was answered in whole
 
 
-async def call(port: int, begin: float, end: float, turns: list[Turn]) -> None:
+async def call(port: int, begin: float, end: float, pieces: int, turns: list[Turn]) -> None:
     """Chat without pause over one connection, from one point in time to another, of time.perf_counter()."""
     await asyncio.sleep(begin - time.perf_counter())
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -45,29 +46,29 @@ async def call(port: int, begin: float, end: float, turns: list[Turn]) -> None:
             received += data
             if not first and b"event: delta" in received:
                 first = time.perf_counter() - began
-        is_whole = received.count(b"event: delta") == PIECES and b"event: reply" in received
+        is_whole = received.count(b"event: delta") == pieces and b"event: reply" in received
         turns.append((time.perf_counter(), first, is_whole))
     writer.close()
 
 
-def crowd(chat: Service, callers: int, seconds: float, spread: float = 0.0) -> list[Turn]:
-    """Return the turns that so many callers begin within so many seconds; they come over `spread` seconds."""
+def crowd(chat: Service, callers: int, seconds: float, pieces: int, spread: float = 0.0) -> list[Turn]:
+    """Return the turns of so many pieces that so many callers begin within so many seconds; they come over `spread`."""
     turns: list[Turn] = []
 
     async def run() -> None:
         now = time.perf_counter()
         begins = [now + number / callers * spread for number in range(callers)]
-        await asyncio.gather(*(call(chat.port, begin, now + seconds, turns) for begin in begins))
+        await asyncio.gather(*(call(chat.port, begin, now + seconds, pieces, turns) for begin in begins))
 
     asyncio.run(run())
     return turns
 
 
 @contextlib.contextmanager
-def paced_model(first: float, gap: float) -> Iterator[str]:
+def paced_model(first: float, gap: float, pieces: int) -> Iterator[str]:
     """A model that takes so many seconds to its first piece, and between two; its address."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.paced_model", str(port), str(first), str(gap)]
+    command = [sys.executable, "-m", "tests.paced_model", *map(str, (port, first, gap, pieces))]
     process = subprocess.Popen(command, cwd=ROOT)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -86,7 +87,7 @@ def chat_over(run: Run, model: str, side: Side, module: str | None = None) -> Ab
 def measure_turns(run: Run, sides: dict[str, Side], crowds: list[int]) -> None:
     sides = {name: side for name, side in sides.items() if side.chat}
     (run.folder / "unmarked.py").write_text(UNMARKED)
-    with paced_model(0, SMALL_GAP) as model, contextlib.ExitStack() as stack:
+    with paced_model(0, SMALL_GAP, MANY_PIECES) as model, contextlib.ExitStack() as stack:
         chats = {name: stack.enter_context(chat_over(run, model, side)) for name, side in sides.items()}
         measure_first(run, chats, model)
         unmarked = stack.enter_context(chat_over(run, model, sides["ours"], "unmarked"))
@@ -96,9 +97,9 @@ def measure_turns(run: Run, sides: dict[str, Side], crowds: list[int]) -> None:
         given = interleave(run.rounds, measures)
     without = given.pop("unmarked")
     form = "{:.2f} ms CPU (chat {:.2f}), PostgreSQL {:.2f} ms, {:.0f} turns/s, {:.1f} calls"
-    run.table.add(f"a streamed turn of {PIECES} pieces, {CALLERS} callers", form, given)
+    run.table.add(f"a streamed turn of {MANY_PIECES} pieces, {CALLERS} callers", form, given)
     add_mark(run, given["ours"], without)
-    with paced_model(FIRST, GAP) as model:
+    with paced_model(FIRST, GAP, PIECES) as model:
         for callers in crowds:
             measure_crowd(run, model, sides, callers)
 
@@ -121,7 +122,7 @@ def measure_first(run: Run, chats: dict[str, Service], model: str) -> None:
             return ((time.perf_counter() - began) * 1000,)
 
     def through(chat: Service) -> tuple[float]:
-        return (median(first * 1000 for _, first, _ in crowd(chat, 1, 0.1)),)
+        return (median(first * 1000 for _, first, _ in crowd(chat, 1, 0.1, MANY_PIECES)),)
 
     with openai.OpenAI(api_key="none", base_url=model) as client:
         measures = {name: partial(through, chat) for name, chat in chats.items()}
@@ -135,7 +136,7 @@ def cost(run: Run, chat: Service, side: Side) -> tuple[float, float, float, floa
     and the calls to the persistence service for a turn, each of which is a line in its log."""
     pids, log = (chat.process.pid, side.persistence.process.pid, run.postgres), side.persistence.output
     before, began, size = [cpu_ms(pid) for pid in pids], time.perf_counter(), log.stat().st_size
-    turns = crowd(chat, CALLERS, run.seconds)
+    turns = crowd(chat, CALLERS, run.seconds * 2, MANY_PIECES)
     assert all(is_whole for _, _, is_whole in turns)
     took, count = time.perf_counter() - began, len(turns)
     own, other, its = ((cpu_ms(pid) - then) / count for pid, then in zip(pids, before, strict=True))
@@ -149,7 +150,7 @@ def measure_crowd(run: Run, model: str, sides: dict[str, Side], callers: int) ->
     def measure(side: Side) -> tuple[float, float, float, float]:
         with chat_over(run, model, side) as chat, memory_of(chat) as memory:
             end = time.perf_counter() + seconds
-            turns = crowd(chat, callers, seconds, TURN_SECONDS)
+            turns = crowd(chat, callers, seconds, PIECES, TURN_SECONDS)
         _, firsts, whole = zip(*turns, strict=True)
         rate = sum(end - seconds / 2 <= moment < end for moment, _, is_whole in turns if is_whole) / (seconds / 2)
         return rate, max(firsts), max(memory), whole.count(False)

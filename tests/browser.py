@@ -10,7 +10,6 @@ import requests
 
 from tests.services import free_port, wait_for
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's name for a reference to one
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--window-size=1280,1200"]
 
@@ -42,29 +41,8 @@ class Browser:
     def open(self, url: str) -> None:
         self._post(f"{self.session}/url", {"url": url})
 
-    def find(self, css: str) -> str:
-        """Wait for an element that shows, and return its reference."""
-
-        def look() -> Any:
-            script = "return [...document.querySelectorAll(arguments[0])].find(e => e.offsetParent) || null"
-            found = self.run(script, css)
-            return found and found[ELEMENT]
-
-        reference: str = wait_for(look, what=css)
-        return reference
-
-    def click(self, css: str) -> None:
-        self.run("arguments[0].scrollIntoView({block: 'center'})", {ELEMENT: self.find(css)})
-        self._post(f"{self.session}/element/{self.find(css)}/click", {})
-
-    def type(self, css: str, text: str) -> None:
-        self._post(f"{self.session}/element/{self.find(css)}/value", {"text": text})
-
-    def text(self, css: str) -> str:
-        found: str = self.run("return arguments[0].innerText", {ELEMENT: self.find(css)})
-        return found
-
     def run(self, script: str, *arguments: Any) -> Any:
+        """Run the body of an async function in the page, and return what it returns."""
         return self._post(f"{self.session}/execute/sync", {"script": script, "args": arguments})
 
     def log(self, kind: str) -> list[dict[str, Any]]:

@@ -13,30 +13,29 @@ import resource
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from psycopg.conninfo import make_conninfo
 
-from tests.chaos_callers import PASSING, Call, Caller, Message, Model, judge
+from tests.chaos_callers import PASSING, RECOVERY_SECONDS, Caller, Message, judge, talking, turns_of
 from tests.chaos_parts import Database, Instance, Part, Wire, Wrecker, plan
+from tests.fake_openai import FakeOpenAI
 from tests.messages import new_id
 from tests.services import KEY, wait_for
 
 CALLERS = 16
-RECOVERY_SECONDS = 60  # after the end, for what is under way
-
-Row = tuple[str, str | int]
 
 
 class System:
     """All parts: instances, PostgreSQL, and the wires between them. The callers know `urls`."""
 
-    def __init__(self, folder: Path, model: Model, stack: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, model: FakeOpenAI, stack: contextlib.ExitStack) -> None:
         database = Database(folder / "data")
-        stack.callback(lambda: database.starts[-1].stop())
+        stack.callback(database.stop)
         url = database.make_database()
         self.instances: dict[str, Instance] = {}
         self.wires: dict[str, Wire] = {}
@@ -51,8 +50,7 @@ class System:
                 "API_BASE_URL": self.wire(f"chat {number} and app", *apps).url,
                 "OPENAI_BASE_URL": self.wire(f"chat {number} and the model", ("127.0.0.1", model.server_port)).url,
             }
-            own = {"OPENAI_API_KEY": f"chat-{number}", "OPENAI_TIMEOUT": 5, "GRACEFUL_TIMEOUT": 20}
-            self.instances[f"chat {number}"] = Instance("chat", folder, **urls, **own)
+            self.instances[f"chat {number}"] = Instance("chat", folder, **urls, OPENAI_TIMEOUT=5, GRACEFUL_TIMEOUT=20)
         to_app, to_chat = self.wire("callers and app", *apps), self.wire("callers and chat", *self.addresses()[2:])
         self.urls = to_app.url, to_chat.url
         self.groups: list[dict[str, Part]] = [{**self.instances}, {"PostgreSQL": database}, {**self.wires}]
@@ -75,42 +73,24 @@ class System:
 
 def run(system: System, seed: int, seconds: float) -> tuple[list[Caller], Wrecker]:
     """Let the callers talk while the plan is carried out, and until each has its last answer."""
-    chat_ids = [new_id() for _ in range(CALLERS // 2)]  # two callers to a chat
-    began = time.monotonic()
-    wrecker = Wrecker({name: part for group in system.groups for name, part in group.items()}, began)
     faults = plan(seed, seconds, system.groups)
-    callers = [
-        Caller(system.urls, chat_ids[number // 2], f"{seed} {number}", began + seconds) for number in range(CALLERS)
-    ]
-    for caller in callers:
-        caller.start()
-    with ThreadPoolExecutor(len(wrecker.parts)) as pool:
-        deeds: list[Future[None]] = []
-        while (now := time.monotonic() - began) < seconds:
-            while faults and faults[0].at < now:
-                deeds.append(pool.submit(wrecker.do, faults.pop(0)))
-            for deed in deeds:
-                if deed.done():
-                    deed.result()
-            show(f"{now:4.0f} s of {seconds:.0f}, {count(callers)} acknowledged; {wrecker.present()}")
-            time.sleep(0.1)
-    for deed in deeds:
-        deed.result()
-    show("all is repaired; the last answers\n")
-    system.wait_until_ready()
-    end = time.monotonic() + RECOVERY_SECONDS
-    for caller in callers:
-        caller.join(max(0.0, end - time.monotonic()))
-        caller.give_up.set()
-    for caller in callers:
-        caller.join()
-        if caller.problem:
-            raise caller.problem
+    wrecker = Wrecker({name: part for group in system.groups for name, part in group.items()})
+    end = wrecker.beginning + seconds
+    chat_ids = [new_id() for _ in range(CALLERS // 2)]  # two callers to a chat
+    callers = [Caller(system.urls, chat_ids[number // 2], f"{seed} {number}", end) for number in range(CALLERS)]
+    with talking(callers):
+        with ThreadPoolExecutor(len(faults) + 1) as pool:
+            deeds = [pool.submit(wrecker.do, fault) for fault in faults]
+            while (now := time.monotonic()) < end:
+                count = sum(len(caller.acknowledged) for caller in callers)
+                broken = "; ".join(map(str, wrecker.under_way.copy())) or "all is well"
+                show(f"{seconds - end + now:4.0f} s of {seconds:.0f}, {count} acknowledged; {broken}")
+                time.sleep(0.1)
+        for deed in deeds:
+            deed.result()
+        show("all is repaired; the last answers\n")
+        system.wait_until_ready()
     return callers, wrecker
-
-
-def count(callers: list[Caller]) -> int:
-    return sum(len(caller.acknowledged) for caller in callers)
 
 
 def show(progress: str) -> None:
@@ -119,53 +99,44 @@ def show(progress: str) -> None:
 
 
 def report(
-    callers: list[Caller], stored: list[Message], calls: list[Call], wrecker: Wrecker, seconds: float
-) -> tuple[list[Row], list[str], bool]:
+    callers: Sequence[Caller], stored: Sequence[Message], turns: Counter[str], wrecker: Wrecker, seconds: float
+) -> tuple[dict[str, object], list[str], bool]:
     """Return the rows of the table, what explains them, and whether all is as it should be."""
     acknowledged = [item for caller in callers for item in caller.acknowledged]
     answers = sum((caller.answers for caller in callers), Counter[str]())
     unanswered = sum(len(caller.unanswered) for caller in callers)
     of_no_use = [status for status in answers if status.isdigit() and status not in ("200", "201", *PASSING)]
     verdict = judge(acknowledged, stored)
-    by_turn = defaultdict(list)
-    for call in calls:
-        by_turn[call.turn].append(call)
     end = wrecker.beginning + seconds  # the callers fall silent one by one
     moments = [wrecker.beginning, *sorted(item.ended for item in acknowledged if item.ended < end), end]
     silence = max(itertools.pairwise(moments), key=lambda pair: pair[1] - pair[0])
     slowest = max(acknowledged, key=lambda item: item.ended - item.began)
-    rows: list[Row] = [
-        ("faults", len(wrecker.happened)),
-        ("requests sent", sum(answers.values())),
-        *((f"  answered {name}" if name.isdigit() else f"  {name}", answers[name]) for name in sorted(answers)),
-        ("  of them repeats", sum(caller.repeats for caller in callers)),
-        ("never acknowledged", unanswered),
-        ("messages acknowledged", len(acknowledged)),
-        *((f"  {name.replace('_', ' ')}", len(ids)) for name, ids in verdict._asdict().items()),
-        ("turns", sum(item.question is not None for item in acknowledged)),
-        ("replies stored", sum(message["role"] == "ai" for message in stored)),
-        ("calls to the model", len(calls)),
-        ("  paid twice", len(calls) - len(by_turn)),
-        ("longest time without an acknowledgment", f"{silence[1] - silence[0]:.1f} s"),
-        ("longest time of a request, repeats included", f"{slowest.ended - slowest.began:.1f} s"),
-    ]
+    rows: dict[str, object] = {
+        "faults": len(wrecker.happened),
+        "requests sent": answers.total(),
+        **{f"  answered {name}" if name.isdigit() else f"  {name}": answers[name] for name in sorted(answers)},
+        "  of them repeats": sum(caller.repeats for caller in callers),
+        "never acknowledged": unanswered,
+        "messages acknowledged": len(acknowledged),
+        **{f"  {name.replace('_', ' ')}": len(ids) for name, ids in verdict._asdict().items()},
+        "turns": sum(item.question is not None for item in acknowledged),
+        "replies stored": sum(message["role"] == "ai" for message in stored),
+        "calls to the model": turns.total(),
+        "  paid twice": turns.total() - len(turns),
+        "longest time without an acknowledgment": f"{silence[1] - silence[0]:.1f} s",
+        "longest time of a request, repeats included": f"{slowest.ended - slowest.began:.1f} s",
+    }
     notes = [
         f"no acknowledgment {wrecker.meanwhile(*silence)}",
         f"the longest request, {slowest.message['message_id']}, {wrecker.meanwhile(slowest.began, slowest.ended)}",
+        *(
+            f"paid twice, {item.question} {wrecker.meanwhile(item.began, item.ended)}"
+            for item in acknowledged
+            if turns[item.question or ""] > 1
+        ),
     ]
-    lost = Counter(
-        wrecker.cause(first.caller, first.at, again.at) or f"turn {first.turn} {wrecker.meanwhile(first.at, again.at)}"
-        for its in by_turn.values()
-        for first, again in itertools.pairwise(its)
-    )
-    notes += [f"paid twice, {count} of them: {cause}" for cause, count in lost.items()]
     is_well = not (verdict.missing or verdict.double or verdict.out_of_order or unanswered or of_no_use)
     return rows, notes, is_well
-
-
-def table(rows: list[Row]) -> str:
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
-    return "".join(f"| {what:<{widths[0]}} | {figure:>{widths[1]}} |\n" for what, figure in rows)
 
 
 def main(arguments: list[str]) -> int:
@@ -179,15 +150,16 @@ def main(arguments: list[str]) -> int:
         folder: Path = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(exist_ok=True)
         folder.chmod(0o711)
-        model = Model()
+        model = FakeOpenAI()
         stack.callback(model.stop)
         system = System(folder.absolute(), model, stack)
         system.wait_until_ready()
         callers, wrecker = run(system, options.seed, options.seconds)
         stored: Any = system.instances["app 1"].service.get("/messages/").json()
-    rows, notes, is_well = report(callers, stored, model.calls, wrecker, options.seconds)
-    head: list[Row] = [(f"seed {options.seed}, {options.seconds:.0f} s, {CALLERS} callers", "")]
-    sys.stdout.write(table(head + rows) + "\n".join(notes) + "\n")
+    rows, notes, is_well = report(callers, stored, turns_of(model), wrecker, options.seconds)
+    rows = {f"seed {options.seed}, {options.seconds:.0f} s, {CALLERS} callers": ""} | rows
+    lines = [f"| {what:<43} | {figure:>8} |" for what, figure in rows.items()]
+    sys.stdout.write("\n".join([*lines, *notes, ""]))
     return 0 if is_well else 1
 
 

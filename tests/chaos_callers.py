@@ -1,17 +1,20 @@
 """Who talks while things break, and repeats each request until it is acknowledged; and the look at what is kept."""
 
+import math
 import random
 import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import requests
 
 from tests.chats import answer_of, events_of, new_turn
-from tests.fake_openai import FakeOpenAI, Handler
+from tests.fake_openai import FakeOpenAI
 from tests.messages import new_id, new_message
 from tests.services import KEY
 
@@ -19,6 +22,9 @@ Message = dict[str, Any]
 
 PATIENCE = (3, 8, 20)  # seconds without a byte, after which a caller hangs up
 PASSING = ("502", "503", "504")  # statuses after which a repeat may be acknowledged
+RECOVERY_SECONDS = 90  # after the end, for what is under way
+# the model takes its time, so that things can break meanwhile, and gives another reply each time
+TURN = "fault: wait {:.2f}, say This is , wait {:.2f}, count #{}"
 
 
 class Acknowledged(NamedTuple):
@@ -62,48 +68,18 @@ def judge(acknowledged: Sequence[Acknowledged], stored: Iterable[Message]) -> Ve
     return Verdict(kept, [message_id for message_id in known if message_id not in set(kept)], double, out_of_order)
 
 
-class Call(NamedTuple):
-    """A call to the model: when, by which instance, for which turn."""
-
-    at: float
-    caller: str
-    turn: str
+def turns_of(model: FakeOpenAI) -> Counter[str]:
+    """Return how often the model was called for each turn."""
+    return Counter(request["messages"][-1]["content"].partition("#")[2] for request in model.requests)
 
 
-class Thinker(Handler):
-    """Takes its time, so that things can break meanwhile, and gives another reply each time."""
-
-    server: "Model"
-
-    def play_think_of(self, turn: str) -> None:
-        with self.server.lock:
-            caller = self.headers.get("Authorization", "").removeprefix("Bearer ").replace("-", " ")
-            self.server.calls.append(Call(time.monotonic(), caller, turn))
-            number = len(self.server.calls)
-        self.play_role()
-        self.server.closing.wait(random.uniform(0, 0.5))
-        self.play_say("This is ")
-        self.server.closing.wait(random.uniform(0, 0.5))
-        self.play_say(f"reply {number}.")
-        self.play_finish()
-
-
-class Model(FakeOpenAI):
-    """The model, which notes who calls it for which turn."""
-
-    def __init__(self) -> None:
-        self.calls: list[Call] = []
-        super().__init__(handler=Thinker)
-
-
-class Caller(threading.Thread):
-    """Stores messages and takes turns, one after another, until told to end; sends each until it is acknowledged.
+class Caller:
+    """Stores messages and takes turns, one after another, until its `end`; sends each until it is acknowledged.
 
     `urls` are of the persistence and the chat service; `chat_id` may be that of other callers, too.
     """
 
-    def __init__(self, urls: tuple[str, str], chat_id: str, seed: str, end: float) -> None:
-        super().__init__(daemon=True)
+    def __init__(self, urls: tuple[str, str], chat_id: str, seed: str, end: float = math.inf) -> None:
         self.urls, self.chat_id, self.end = urls, chat_id, end
         self.give_up = threading.Event()
         self.random = random.Random(seed)
@@ -114,33 +90,29 @@ class Caller(threading.Thread):
         self.acknowledged: list[Acknowledged] = []
         self.repeats = 0
         self.unanswered: list[str] = []
-        self.problem: BaseException | None = None
 
     def run(self) -> None:
-        try:
-            while time.monotonic() < self.end:
-                self.speak()
-        except BaseException as exc:  # whatever it is, the thread that waits for this one is to know
-            self.problem = exc
+        while time.monotonic() < self.end:
+            self.speak()
 
     def speak(self) -> None:
-        message_id, began = new_id(), time.monotonic()
-        ids = {"message_id": message_id, "chat_id": self.chat_id}
-        if self.random.random() < 0.5:
-            body = new_message(content=f"message {message_id}", **ids)
+        message_id, began, chance = new_id(), time.monotonic(), self.random.random
+        body = {"message_id": message_id, "chat_id": self.chat_id}
+        if chance() < 0.5:
+            body = new_message(content=f"message {message_id}", **body)
         else:
-            body = new_turn(f"fault: think_of {message_id}", stream=self.random.random() < 0.5, **ids)
+            content = TURN.format(chance() / 2, chance() / 2, message_id)
+            body = new_turn(content, stream=chance() < 0.5, **body)
         while not (messages := self.send(body)):
             if self.give_up.wait(self.random.uniform(0.1, 1.0)):
                 self.unanswered.append(message_id)
                 return
             self.repeats += 1
-        ended = time.monotonic()
         assert messages[0]["message_id"] == message_id
-        self.acknowledged.append(Acknowledged(messages[0], began, ended))
+        self.acknowledged.append(Acknowledged(messages[0], began, time.monotonic()))
         for reply in messages[1:]:
-            assert re.fullmatch(r"This is reply \d+\.", reply["content"]), reply
-            self.acknowledged.append(Acknowledged(reply, began, ended, message_id))
+            assert re.fullmatch(r"This is reply number \d+", reply["content"]), reply
+            self.acknowledged.append(Acknowledged(reply, began, time.monotonic(), message_id))
 
     def send(self, body: dict[str, Any]) -> list[Message]:
         """Return the messages that the answer acknowledges."""
@@ -167,3 +139,20 @@ def read(response: requests.Response) -> tuple[str, list[Message]]:
             return str(data["code"]), []
     is_turn = response.status_code == 200 and response.request.path_url == "/chat"
     return str(response.status_code), answer_of(response) if is_turn else [response.json()]
+
+
+@contextmanager
+def talking(callers: Sequence[Caller]) -> Iterator[None]:
+    """Let them talk while the block runs, and then wait for their last answers."""
+    with ThreadPoolExecutor(len(callers)) as pool:
+        talks = [pool.submit(caller.run) for caller in callers]
+        try:
+            yield
+        finally:
+            for caller in callers:
+                caller.end = 0
+            wait(talks, RECOVERY_SECONDS)
+            for caller in callers:
+                caller.give_up.set()
+            for talk in talks:
+                talk.result()

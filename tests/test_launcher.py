@@ -1,6 +1,5 @@
 """python -m chat --with-persistence: the whole system on one machine; and Ctrl-C at any moment of every start."""
 
-import contextlib
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,19 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def start(folder: Path) -> Iterator[Start]:
     """Start systems over one folder; whatever is left of them is killed at the end."""
-    systems: list[Service] = []
 
     def start_one(**settings: Any) -> Service:
         settings = {"API_BASE_URL": f"http://127.0.0.1:{free_port()}", "WEB_CONCURRENCY": 1} | settings
         system = Service("chat", folder, "--with-persistence", "--demo-model", wait=False, **settings)
-        systems.append(system)
-        wait_for(lambda: "Ready. " in system.text() or system.process.poll() is not None, 60)
-        key = folder / "secrets" / "api_key.txt"
-        if key.exists():
+        stack.callback(system.process.wait)
+        stack.callback(system.process.kill)
+        wait_for(lambda: "Ready. " in system.text() or system.process.poll() is not None, 120)
+        if (key := folder / "secrets" / "api_key.txt").exists():
             system.session.headers["x-api-key"] = key.read_text().strip()
         return system
 
-    yield start_one
-    for system in systems:
-        system.process.kill()
-        system.process.wait()
+    with ExitStack() as stack:
+        yield start_one
     for process in rest_of(folder):
         process.kill()
 
@@ -48,7 +45,7 @@ def rest_of(folder: Path) -> list[psutil.Process]:
     """Return the processes that work in the folder."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
+        with suppress(psutil.Error):
             if process.status() != psutil.STATUS_ZOMBIE and process.cwd().startswith(str(folder)):
                 found.append(process)
     return found
@@ -66,14 +63,13 @@ def test_it_works_from_one_command_and_stops_with_one_signal(
     nobody = f"http://127.0.0.1:{free_port()}"  # a proxy for the way out, which is not asked for what is inside
     api_url = f"http://127.0.0.1:{free_port()}/"
     system = start(API_BASE_URL=f" {api_url} ", HTTP_PROXY=nobody, HTTPS_PROXY=nobody)
-    for place in (f"{system.url}/docs", f"{api_url}docs", "secrets/api_key.txt"):
-        assert place in system.text(), system.text()
+    assert all(place in system.text() for place in (f"{system.url}/docs", f"{api_url}docs", "secrets/api_key.txt"))
     assert str(system.session.headers["x-api-key"]) not in system.text()
     turn = new_turn("hello")
     response = system.post("/chat", json=turn)
     assert "says: hello" in response.json()["reply"]["content"]
     assert system.stop(end_signal) == 0
-    assert rest_of(folder) == []
+    wait_for(lambda: rest_of(folder) == [], what="the end of all processes")
     assert "Traceback" not in system.text()
     assert '"level": "error"' not in system.text()
 
@@ -82,13 +78,13 @@ def test_it_works_from_one_command_and_stops_with_one_signal(
 
 
 @pytest.mark.parametrize("module", ["persistence", "chat"])
-def test_a_killed_part_stops_the_others(start: Start, module: str) -> None:
+def test_a_killed_part_stops_the_others(start: Start, folder: Path, module: str) -> None:
     system = start()
-    others = [part(system, name) for name in ("persistence", "chat") if name != module]
+    others = {part(system, name) for name in ("persistence", "chat") if name != module}
     part(system, module).kill()
     assert system.process.wait(60) == 1
     assert f"chat: {module} has ended, so the others were stopped\n" in system.text()
-    assert not any(other.is_running() for other in others)
+    wait_for(lambda: not others & set(rest_of(folder)), what="the end of the others")
 
 
 def test_parts_do_not_know_each_others_secrets(start: Start) -> None:
@@ -109,7 +105,7 @@ def test_ctrl_c_ends_every_start_at_any_moment(folder: Path, flags: str) -> None
         )
         time.sleep(delay)  # the moment is what this is about
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         assert process.returncode in (0, -signal.SIGINT), (delay, output)
         assert b"Traceback" not in output, (delay, output)
         wait_for(lambda: rest_of(folder) == [], what=f"the end of all processes after {delay} s")

@@ -1,6 +1,6 @@
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -30,10 +30,10 @@ def chat(persistence: Service) -> Messages:
 
 def write(service: Service, chat_id: str, contents: Iterator[str]) -> None:
     """Store messages one after the other."""
+    headers = {"x-api-key": KEY}
     for content in contents:
         message = new_message(chat_id=chat_id, content=content)
-        response = requests.post(f"{service.url}/messages/", json=message, headers={"x-api-key": KEY}, timeout=30)
-        assert response.status_code == 201
+        assert requests.post(f"{service.url}/messages/", json=message, headers=headers, timeout=30).status_code == 201
 
 
 @contextmanager
@@ -56,40 +56,32 @@ def read(response: requests.Response) -> Messages:
     return [json.loads(line) for line in response.content.removesuffix(b"\n").split(b"\n")]
 
 
-def expected(chat: Messages, filters: dict[str, str]) -> Messages:
-    """Return what the filters leave, worked out again in Python."""
-    tests = {
-        "role": lambda message, value: message["role"] == value,
-        "rating": lambda message, value: json.dumps(message["rating"]) == value,
-        "since": lambda message, value: message["sent_at"] >= value,
-        "until": lambda message, value: message["sent_at"] < value,
-    }
-    found = [one for one in chat if all(tests[name](one, filters[name]) for name in tests if name in filters)]
-    return found[::-1] if filters.get("order") == "desc" else found
+DAY = "2026-11-{}T16:00:00.00000{}+00:00".format
+FILTERS: list[tuple[dict[str, str], Sequence[int]]] = [  # and the numbers of the messages that they leave
+    ({}, range(12)),
+    ({"role": "human"}, range(0, 12, 2)),
+    ({"role": "ai"}, range(1, 12, 2)),
+    ({"rating": "true"}, range(0, 12, 3)),
+    ({"rating": "false"}, range(1, 12, 3)),
+    ({"rating": "null"}, range(2, 12, 3)),
+    ({"since": DAY(20, 0)}, range(8)),
+    ({"until": DAY(20, 0), "order": "asc"}, range(8, 12)),
+    ({"since": DAY(19, 0), "until": DAY(21, 1), "order": "desc"}, range(9, 3, -1)),
+    ({"role": "human", "rating": "null", "order": "desc", "until": DAY(24, 0)}, [8, 2]),
+]
 
 
-@pytest.mark.parametrize(
-    "filters",
-    [
-        {},
-        *({"role": role} for role in ("ai", "human")),
-        *({"rating": rating} for rating in ("true", "false", "null")),
-        {"since": "2026-11-20T16:00:00.000000+00:00"},
-        {"until": "2026-11-20T16:00:00.000000+00:00", "order": "asc"},
-        {"since": "2026-11-19T16:00:00.000000+00:00", "until": "2026-11-21T16:00:00.000001+00:00", "order": "desc"},
-        {"role": "human", "rating": "null", "order": "desc", "until": "2026-11-24T00:00:00+00:00"},
-    ],
-)
-def test_filters_in_the_order_of_storing(persistence: Service, chat: Messages, filters: dict[str, str]) -> None:
-    chat_id, wanted = chat[0]["chat_id"], expected(chat, filters)
-    assert wanted
+@pytest.mark.parametrize(("filters", "numbers"), FILTERS)
+def test_filters_in_the_order_of_storing(
+    persistence: Service, chat: Messages, filters: dict[str, str], numbers: Sequence[int]
+) -> None:
+    chat_id, wanted = chat[0]["chat_id"], [chat[number] for number in numbers]
     for limit in (1, 2, 1000):
         found = pages(persistence, "/messages/", chat_id=chat_id, limit=limit, **filters)
         assert [message for page in found for message in page] == wanted
     whole = persistence.get("/messages/", params=filters)
     assert whole.headers["Transfer-Encoding"] == "chunked"
     assert [message for message in read(whole) if message["chat_id"] == chat_id] == wanted
-    assert len(expected(read(whole), filters)) == len(read(whole))
 
 
 @pytest.mark.parametrize(("order", "left"), [("asc", slice(6, None)), ("desc", slice(4, None, -1))])
@@ -102,14 +94,13 @@ def test_after_gives_what_follows_in_the_same_order(
     assert read(by_humans) == [one for one in chat[left] if one["role"] == "human"]
 
 
-@pytest.mark.parametrize("limit", [1, 11, 12, 13])
+@pytest.mark.parametrize("limit", [11, 12, 13])
 @pytest.mark.parametrize("headers", [{}, LINES])
 def test_a_link_is_there_while_there_is_more(
     persistence: Service, chat: Messages, limit: int, headers: dict[str, str]
 ) -> None:
     response = persistence.get("/messages/", params={"chat_id": chat[0]["chat_id"], "limit": limit}, headers=headers)
-    assert read(response) == chat[:limit]
-    assert ("Link" in response.headers) == (limit < len(chat))
+    assert (read(response), "Link" in response.headers) == (chat[:limit], limit < len(chat))
 
 
 ACCEPTED = dict.fromkeys(("*/*", "text/html", f"{JSON}, {NDJSON};q=0.9", ";;,="), JSON)
@@ -142,9 +133,7 @@ def test_a_wrong_parameter_is_named(client: FlaskClient, path: str, value: str) 
 
 
 @pytest.mark.parametrize("headers", [{}, LINES])
-def test_pages_of_more_than_8_mib_lose_nothing_while_others_write(
-    persistence: Service, headers: dict[str, str]
-) -> None:
+def test_a_page_of_more_than_8_mib_loses_nothing(persistence: Service, headers: dict[str, str]) -> None:
     chat_id, found = new_id(), list[Any]()
     stored = [store(persistence, chat_id=chat_id, content="x" * size) for size in [1] * 30 + [1_000_000] * LARGE]
     path = f"/messages/?chat_id={chat_id}&order=desc&limit=30"
@@ -177,7 +166,8 @@ def test_who_follows_a_chat_misses_nothing(persistence: Service) -> None:
     contents = [[f"{writer} {number}" for number in range(40)] for writer in range(8)]
     params = {"chat_id": chat_id, "limit": "1000"}
     with ThreadPoolExecutor(8) as pool:
-        writing = [pool.submit(write, persistence, chat_id, iter(texts)) for texts in contents]
+        written = [chat_id, chat_id.upper()] * 4  # one chat, however its id is written
+        writing = [pool.submit(write, persistence, *one) for one in zip(written, map(iter, contents), strict=True)]
         while True:
             is_last_look = all(future.done() for future in writing)
             if new := persistence.get("/messages/", params=params).json():

@@ -13,23 +13,28 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import chat.app
 import chat.settings
-from tests.messages import new_message
 from tests.services import KEY, Service
 
 ONE = "/messages/{message_id}"
-OPERATIONS = [
-    *(("persistence", "get", path) for path in ("/health", "/ready", "/messages/", ONE, "/chats/")),
-    *(("persistence", method, path) for method, path in (("post", "/messages/"), ("put", ONE), ("put", "/turns/"))),
-    *(("persistence", "delete", path) for path in (ONE, "/chats/{chat_id}", "/turns/{message_id}")),
-    *(("chat", "get", path) for path in ("/health", "/ready", "/chat/{chat_id}")),
-    ("chat", "post", "/chat"),
-]
-OWN_CODES = {
-    "/messages/": {"post": {200, 201, 409}},
-    "/chat": {"post": {200, 409, 502, 504}},
-    "/health": {"get": {200}},
+READ, WRITTEN = "401 422 500 503", "400 401 408 413 415 422 500 503"
+OPERATIONS = {  # and the statuses that each may have
+    ("persistence", "get", "/health"): "200 500",
+    ("persistence", "get", "/ready"): "200 500 503",
+    ("persistence", "get", "/messages/"): f"200 {READ}",
+    ("persistence", "post", "/messages/"): f"200 201 409 {WRITTEN}",
+    ("persistence", "get", ONE): f"200 404 {READ}",
+    ("persistence", "put", ONE): f"200 404 {WRITTEN}",
+    ("persistence", "delete", ONE): f"204 404 {READ}",
+    ("persistence", "get", "/chats/"): f"200 {READ}",
+    ("persistence", "delete", "/chats/{chat_id}"): f"204 404 {READ}",
+    ("persistence", "put", "/turns/"): f"200 {WRITTEN}",
+    ("persistence", "delete", "/turns/{message_id}"): f"204 404 {READ}",
+    ("chat", "get", "/health"): "200 500",
+    ("chat", "get", "/ready"): "200 500 503",
+    ("chat", "post", "/chat"): f"200 409 502 504 {WRITTEN}",
+    ("chat", "get", "/chat/{chat_id}"): f"200 404 502 {READ}",
 }
-OWN_CODES |= {"/chat/{chat_id}": {"get": {200, 502}}}
+OF_STATUS = {"401": ["WWW-Authenticate"], "503": ["Retry-After"]}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +55,8 @@ def test_the_document_is_valid_and_names_every_endpoint(documents: dict[str, Any
     document = documents[service]
     assert document["openapi"].startswith("3.1.")
     assert list(OpenAPIV31SpecValidator(document).iter_errors()) == []
-    found = {
-        (service, method, path) for path, item in document["paths"].items() for method in item.keys() - {"parameters"}
-    }
+    paths = document["paths"].items()
+    found = {(service, method, path) for path, item in paths for method in item.keys() - {"parameters"}}
     assert found == {operation for operation in OPERATIONS if operation[0] == service}
     scheme = document["components"]["securitySchemes"]["ApiKey"]
     assert (scheme["type"], scheme["in"], scheme["name"]) == ("apiKey", "header", "x-api-key")
@@ -69,22 +73,13 @@ def test_an_operation_tells_everything(documents: dict[str, Any], service: str, 
     for parameter in [*item.get("parameters", []), *operation.get("parameters", [])]:
         assert parameter["description"]
         assert {"example", "examples"} & parameter["schema"].keys(), parameter["name"]
-    codes = {500} | OWN_CODES.get(path, {}).get(method, {204 if method == "delete" else 200})
-    codes |= set() if path == "/health" else {503}
-    codes |= set() if is_open else {401, 422}
-    codes |= {400, 408, 413, 415} if "requestBody" in operation else set()
-    codes |= {404} if "{" in path else set()
     answers = {code: resolved(document, response) for code, response in operation["responses"].items()}
-    assert list(answers) == [f"{code}" for code in sorted(codes)]
-    holders = [operation["requestBody"], *answers.values()] if "requestBody" in operation else answers.values()
+    assert list(answers) == sorted(OPERATIONS[service, method, path].split())
     for code, answer in answers.items():
         headers = {name: resolved(document, header) for name, header in answer["headers"].items()}
         assert all(header["description"] and "example" in header["schema"] for header in headers.values())
-        assert headers.keys() >= {
-            "X-Request-ID",
-            {"401": "WWW-Authenticate", "503": "Retry-After"}.get(code, "X-Request-ID"),
-        }
-    for holder in holders:
+        assert {"X-Request-ID", *OF_STATUS.get(code, [])} <= headers.keys()
+    for holder in [*answers.values(), *([operation["requestBody"]] if "requestBody" in operation else [])]:
         assert holder["description"]
         for kind, media in holder.get("content", {}).items():
             fields = resolved(document, media["schema"]).get("properties", {})
@@ -106,17 +101,6 @@ def test_lists_have_their_link_and_no_filter_is_filled_in(documents: dict[str, A
         operation = documents[service]["paths"][path]["get"]
         assert "Link" in operation["responses"]["200"]["headers"]
         assert [one["name"] for one in operation["parameters"] if "example" in one["schema"]] == ["limit"]
-
-
-def test_the_examples_can_be_sent_as_they_are(client: FlaskClient, documents: dict[str, Any]) -> None:
-    paths = documents["persistence"]["paths"]
-    media = paths["/messages/"]["post"]["requestBody"]["content"]
-    assert client.post("/messages/", json=media["application/json"]["example"]).status_code == 201
-    lines = media["application/x-ndjson"]["example"]
-    assert client.post("/messages/", data=lines, content_type="application/x-ndjson").status_code == 200
-    change = paths[ONE]["put"]["requestBody"]["content"]["application/json"]["example"]
-    stored: Any = client.post("/messages/", json=new_message()).json
-    assert client.put(f"/messages/{stored['message_id']}", json=change).json == stored | change
 
 
 def test_the_page_and_its_files_are_served_under_a_strict_policy(client: FlaskClient) -> None:
@@ -154,5 +138,5 @@ def test_thousands_of_requests_get_what_the_document_says(name: str, request: An
     command += ["--exclude-checks", "positive_data_acceptance,ensure_resource_availability"]
     command += ["--request-timeout", "60", "--max-response-time", "60"]
     environ = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": f"{folder}"}
-    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stdout

@@ -9,9 +9,9 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from tests.cluster import Node
-from tests.load import Load
+from tests.load import Load, locked_messages
 from tests.messages import new_message
+from tests.postgres import Postgres
 from tests.services import KEY, Service, free_port, wait_for
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -34,14 +34,14 @@ default_pool_size = {size}
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    node = Node(tmp_path_factory.mktemp("pgbouncer") / "database")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    node = Postgres(tmp_path_factory.mktemp("pgbouncer") / "database")
     yield node
     node.kill()
 
 
 @pytest.fixture(params=["session", "transaction"])
-def url(request: pytest.FixtureRequest, database: Node, tmp_path: Path) -> Iterator[str]:
+def url(request: pytest.FixtureRequest, database: Postgres, tmp_path: Path) -> Iterator[str]:
     """The database behind a pooler of one mode."""
     port, settings = free_port(), tmp_path / "pgbouncer.ini"
     size = 40 if request.param == "session" else 3
@@ -70,10 +70,8 @@ def test_no_setting_of_ours_holds_for_others(url: str, make_service: Callable[..
                 assert limits.fetchone() == ("0", "0")
 
 
-def test_what_is_given_up_is_not_done_later(url: str, database: Node, make_service: Callable[..., Service]) -> None:
+def test_what_is_given_up_is_not_done_later(url: str, database: Postgres, make_service: Callable[..., Service]) -> None:
     service = make_service("persistence", DATABASE_URL=url, API_KEY=KEY)
-    with psycopg.connect(database.url) as other:
-        other.execute("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE")
+    with locked_messages(database.conninfo) as waiting:
         assert service.post("/messages/", json=new_message()).status_code == 503
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        wait_for(lambda: other.execute(waiting).fetchone() == (0,), 2)
+        wait_for(lambda: waiting() == 0, 10)

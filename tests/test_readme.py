@@ -1,10 +1,9 @@
 import re
-import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.chats import running
 from tests.messages import store
 from tests.services import KEY, ROOT, Service, free_port, wait_for
 
@@ -26,25 +25,16 @@ def matches(shown: list[str], given: list[str]) -> bool:
 
 
 def test_the_tour_answers_as_shown(folder: Path) -> None:
-    chat, persistence = free_port(), free_port()
-    tour = README.replace("localhost:8100", f"127.0.0.1:{chat}").replace("localhost:8000", f"127.0.0.1:{persistence}")
-    calls = re.findall(r"```sh\n([^`]*curl[^`]*)```\n```\w+\n(.*?)```", tour, re.DOTALL)
-    assert len(calls) == 10
-    command = [sys.executable, "-m", "chat", "--with-persistence", "--demo-model"]
-    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "PORT": str(chat)}
-    env["API_BASE_URL"] = f"http://127.0.0.1:{persistence}"
-    output = folder / "output"
-    with output.open("w") as file:
-        system = subprocess.Popen(command, cwd=folder, env=env, stdout=file, stderr=file)
-    try:
-        wait_for(lambda: "Ready." in output.read_text(), 30, "the start")
+    app, flags = f"127.0.0.1:{free_port()}", ("--with-persistence", "--demo-model")
+    with running("chat", folder, *flags, wait=False, API_BASE_URL=f"http://{app}") as system:
+        tour = README.replace("localhost:8100", f"127.0.0.1:{system.port}").replace("localhost:8000", app)
+        calls = re.findall(r"```sh\n([^`]*curl[^`]*)```\n```\w+\n(.*?)```", tour, re.DOTALL)
+        assert len(calls) == 10
+        wait_for(lambda: "Ready." in system.text(), 120, "the start")
         for call, shown in calls:
-            script = f"KEY=$(cat secrets/api_key.txt)\n{call}"
-            done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, timeout=30)
+            script = ["bash", "-c", f"KEY=$(cat secrets/api_key.txt)\n{call}"]
+            done = subprocess.run(script, cwd=folder, capture_output=True, text=True, timeout=60)
             assert matches(normal(shown), normal(done.stdout)), f"{call}\n{done.stdout}{done.stderr}"
-    finally:
-        system.send_signal(signal.SIGINT)
-        assert system.wait(60) == 0, output.read_text()
 
 
 def test_messages_move_as_shown(
@@ -57,10 +47,9 @@ def test_messages_move_as_shown(
     script = re.search(r"```sh\n(curl -s --fail \$FROM.*?)```", README, re.DOTALL)
     assert script
     env = {"PATH": "/usr/bin:/bin", "KEY": KEY, "FROM": old.url, "TO": new.url}
+    command = ["bash", "-c", script[1]]
     for answers in ('{"stored":2,"already_there":0}', '{"stored":0,"already_there":2}'):
-        done = subprocess.run(
-            ["bash", "-c", script[1]], cwd=folder, env=env, capture_output=True, text=True, timeout=60
-        )
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
         assert answers in done.stdout, done.stdout + done.stderr
     lines = {"Accept": "application/x-ndjson"}
     assert new.get("/messages/", headers=lines).content == old.get("/messages/", headers=lines).content != b""

@@ -17,7 +17,6 @@ import requests
 
 from tests.chats import answer_of, error_of, events_of, new_turn, post_turn, post_turns, running, stored
 from tests.fake_openai import FakeOpenAI
-from tests.paced_model import PIECES
 from tests.services import KEY, ROOT, Service, free_port, wait_for
 
 pytestmark = pytest.mark.slow
@@ -123,7 +122,7 @@ def paced_model() -> Iterator[str]:
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))  # many a start allows 1,024
     port = free_port()
-    command = [sys.executable, "-m", "tests.paced_model", str(port), "1", "0.1"]
+    command = [sys.executable, "-m", "tests.paced_model", str(port), "1", "0.1", "20"]
     with subprocess.Popen(command, cwd=ROOT) as process:
         url = f"http://127.0.0.1:{port}/v1"
         wait_for(lambda: requests.post(url, data=b"{}", timeout=5).ok)
@@ -141,7 +140,7 @@ def test_a_thousand_streams_go_through_one_worker(paced_model: str, persistence:
         question, reply = answer_of(response)
         assert turn.items() - {("stream", True)} <= question.items()
         assert reply["chat_id"] == turn["chat_id"]
-        assert reply["content"] == "".join(f"word{number} " for number in range(PIECES))
+        assert reply["content"] == "".join(f"word{number} " for number in range(20))
 
 
 @pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx, from Debian's package of this name")

@@ -13,23 +13,23 @@ import requests
 from chat.history import reply_id
 from persistence.listing import NDJSON
 from tests.chats import new_turn, post_turn, running, stored
-from tests.cluster import Node
 from tests.fake_openai import FakeOpenAI
 from tests.load import Load
 from tests.messages import new_id, new_message, store
+from tests.postgres import Postgres
 from tests.services import KEY, Service, seconds_of, wait_for
 
 pytestmark = pytest.mark.slow
 
-OURS = "FROM pg_stat_activity WHERE application_name = 'persistence'"
+OURS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'persistence'"
 
 
 class Pair:
     """A primary, and a standby without which it acknowledges nothing."""
 
     def __init__(self, folder: Path) -> None:
-        self.primary = Node(folder / "primary")
-        self.standby = Node(folder / "standby", self.primary)
+        self.primary = Postgres(folder / "primary")
+        self.standby = Postgres(folder / "standby", self.primary)
         self.primary.run("ALTER SYSTEM SET synchronous_standby_names = '*'")
         self.primary.run("SELECT pg_reload_conf()")
         self.wait()
@@ -73,11 +73,12 @@ def test_the_work_goes_on_at_the_standby_while_the_first_host_is_silent(
 ) -> None:
     with Load(service) as load, pair.primary.stopped():
         status, seconds = seconds_of(lambda: service.get("/ready"))
-        assert (status, seconds < 1.5) == (503, True)
+        assert (status, seconds < 2) == (503, True)
         pair.fail_over()
         load.wait_for_more()
-        wait_for(lambda: all(service.get("/ready").ok for _ in range(20)), 5, "the readiness of both workers")
-        assert max(seconds_of(lambda: service.get("/ready"))[1] for _ in range(20)) < 1
+        wait_for(lambda: all(service.get("/ready").ok for _ in range(20)), 15, "the readiness of both workers")
+        slowest = max(seconds_of(lambda: service.get("/ready"))[1] for _ in range(20))
+        assert slowest < 2  # which connecting to a silent host takes
         make_service("persistence", DATABASE_URL=pair.url, API_KEY=KEY)  # which becomes ready
     load.check()
     assert f"The database is at 127.0.0.1:{pair.standby.port}" in service.text()
@@ -103,10 +104,8 @@ def test_a_repeat_is_acknowledged_when_the_standby_has_it(pair: Pair, service: S
     pair.primary.kill()
     pair.fail_over()
     wait_for(lambda: service.get("/ready").ok)
-    assert [message["message_id"] for message in service.get("/messages/").json()] == [
-        new["message_id"],
-        line["message_id"],
-    ]
+    kept = [message["message_id"] for message in service.get("/messages/").json()]
+    assert kept == [new["message_id"], line["message_id"]]
 
 
 def test_a_chats_repeat_waits_for_the_standby_too(
@@ -132,22 +131,21 @@ def test_a_chats_repeat_waits_for_the_standby_too(
 
 
 def test_what_is_given_up_leaves_nothing_at_work(pair: Pair, service: Service) -> None:
-    counts = []
     with Load(service, 32) as load:
         with pair.standby.stopped():
             end = time.monotonic() + 25  # more than two rounds of requests that are given up
             while time.monotonic() < end:
-                counts.append(pair.primary.run(f"SELECT count(*) {OURS}")[0][0])
+                ((count,),) = pair.primary.run(OURS)
+                assert count <= 2 * (8 + 1)
                 time.sleep(0.2)
         load.wait_for_more()
     load.check()
-    assert max(counts) <= 2 * (8 + 1), counts
 
 
 def test_a_start_at_a_standby_waits_for_its_promotion(pair: Pair, service: Service, folder: Path) -> None:
-    role = "CREATE ROLE reader LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO reader"
-    pair.primary.run(f"{role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO reader")
-    url = pair.standby.url.replace("user=postgres", "user=reader")  # which may not create anything
+    pair.primary.run("CREATE ROLE reader LOGIN IN ROLE pg_read_all_data, pg_write_all_data")
+    pair.primary.run("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO reader")
+    url = pair.standby.conninfo.replace("user=postgres", "user=reader")  # which may not create anything
     settings = {"API_KEY": KEY, "WEB_CONCURRENCY": 1}
     with (
         running("persistence", folder, wait=False, DATABASE_URL=url, **settings) as strict,
@@ -155,7 +153,8 @@ def test_a_start_at_a_standby_waits_for_its_promotion(pair: Pair, service: Servi
     ):
         wait_for(lambda: "read-only" in strict.text())
         wait_for(lambda: lax.get("/messages/").ok)
-        assert lax.get("/ready").status_code == strict.get("/ready").status_code == 503
+        for response in (lax.get("/ready"), strict.get("/ready"), lax.post("/messages/", json=new_message())):
+            assert (response.status_code, "Retry-After" in response.headers) == (503, True)
         wait_for(lambda: '"reason": "the server is read-only"' in lax.text())
         pair.primary.kill()
         pair.fail_over()
