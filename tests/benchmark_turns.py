@@ -52,7 +52,7 @@ async def call(port: int, begin: float, end: float, pieces: int, turns: list[Tur
 
 
 def crowd(chat: Service, callers: int, seconds: float, pieces: int, spread: float = 0.0) -> list[Turn]:
-    """Return the turns of so many pieces that so many callers begin within so many seconds; they come over `spread`."""
+    """Return the turns that so many callers begin within so many seconds; they come over `spread` seconds."""
     turns: list[Turn] = []
 
     async def run() -> None:

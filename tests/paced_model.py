@@ -1,5 +1,7 @@
-"""python -m tests.paced_model PORT FIRST GAP PIECES: a model for crowds, whose own cost is small; seconds to the first of
-its pieces, and between them."""
+"""python -m tests.paced_model PORT FIRST GAP PIECES: a model for crowds, whose own cost is small.
+
+FIRST and GAP are the seconds to the first of its PIECES, and between them.
+"""
 
 import asyncio
 import contextlib
