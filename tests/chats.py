@@ -3,7 +3,7 @@
 import contextlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import requests
 from tests.services import KEY, Service, wait_for
 
 Event = tuple[str, Any]
+RunChat = Callable[..., contextlib.AbstractContextManager[Service]]
 
 
 @contextlib.contextmanager
@@ -57,9 +58,10 @@ def post_turns(chats: Iterable[Service], turns: Iterable[dict[str, Any]]) -> lis
         return list(pool.map(post_turn, chats, turns))
 
 
-def stored(persistence: Service, turn: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the messages of the turn's chat."""
-    messages: list[dict[str, Any]] = persistence.get("/messages/", params={"chat_id": turn["chat_id"]}).json()
+def stored(service: Service, turn: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the messages of the turn's chat from this persistence service, or from the one below this chat service."""
+    url = f"{service.store_url}/messages/?chat_id={turn['chat_id']}"
+    messages: list[dict[str, Any]] = requests.get(url, headers={"x-api-key": KEY}, timeout=30).json()
     return messages
 
 

@@ -16,7 +16,7 @@ from psycopg.conninfo import make_conninfo
 from persistence.app import create_app
 from persistence.embedded import EmbeddedPostgres
 from persistence.settings import Settings
-from tests.chats import running
+from tests.chats import RunChat, running
 from tests.fake_openai import FakeOpenAI
 from tests.services import KEY, OTHER_KEY, Service, wait_for
 
@@ -107,16 +107,22 @@ def chat_settings(persistence: Service, model_server: FakeOpenAI) -> dict[str, A
 
 
 @pytest.fixture(scope="session")
-def shared_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running("chat", tmp_path_factory.mktemp("chat"), **chat_settings) as service:
+def run_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunChat:
+    """Run a chat service of one's own for as long as a block: of one worker, which waits long for the model."""
+    settings = chat_settings | {"OPENAI_TIMEOUT": 120, "WEB_CONCURRENCY": 1}
+    return lambda **own: running("chat", tmp_path_factory.mktemp("chat"), **(settings | own))
+
+
+@pytest.fixture(scope="session")
+def shared_chat(run_chat: RunChat) -> Iterator[Service]:
+    with run_chat(OPENAI_TIMEOUT=2, WEB_CONCURRENCY=2) as service:
         yield service
 
 
 @pytest.fixture(scope="session")
-def patient_chat(chat_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def patient_chat(run_chat: RunChat) -> Iterator[Service]:
     """A second instance of the chat service, which waits longer for the model."""
-    own = {"OPENAI_TIMEOUT": 120, "WEB_CONCURRENCY": 1}
-    with running("chat", tmp_path_factory.mktemp("chat"), **(chat_settings | own)) as service:
+    with run_chat() as service:
         yield service
 
 

@@ -48,6 +48,7 @@ class Service:
     def __init__(self, module: str, folder: Path, *flags: str, wait: bool = True, **settings: Any) -> None:
         self.port = int(settings.pop("PORT", 0)) or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.store_url = settings.get("API_BASE_URL", self.url)  # where the messages are
         self.output = folder / f"{module}-{self.port}.log"
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         env = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PORT": str(self.port), **inherited}
