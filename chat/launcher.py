@@ -61,7 +61,7 @@ def run(settings: Settings, *, with_persistence: bool, demo_model: bool) -> int:
 def _start(name: str, others: tuple[str, ...], own: dict[str, str]) -> "subprocess.Popen[bytes]":
     """Start a part in a session of its own, which a terminal's Ctrl-C does not reach."""
     environment = {name: value for name, value in os.environ.items() if name not in others} | own
-    return subprocess.Popen([sys.executable, "-m", name], env=environment, start_new_session=True)  # noqa: S603
+    return subprocess.Popen([sys.executable, "-m", name], env=environment, start_new_session=True)  # noqa: S603  # nothing of it is a caller's
 
 
 def _ended(parts: Parts) -> str | None:

@@ -77,7 +77,7 @@ class Database:
                 raise
 
     def _drain(self) -> None:
-        """Give up the connections that nobody uses: they may be as dead as the one that was tried."""
+        """Close the connections that nobody uses: they may be as dead as the one that was tried."""
         self._pool.drain()
         self._probe.drain()
 

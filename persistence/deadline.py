@@ -9,7 +9,7 @@ _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def begin(seconds: float = REQUEST_SECONDS) -> None:
-    """Give what this greenlet does on the database `seconds` from now."""
+    """Set the deadline of what this greenlet does on the database to `seconds` from now."""
     _deadline.set(time.monotonic() + seconds)
 
 

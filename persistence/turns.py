@@ -32,7 +32,7 @@ def take_turns(turns: dict[str, Any]) -> Response:
 @blueprint.arguments(WorkerSchema(), location="query")
 @blueprint.response(204, description="It is not at work at this worker.")
 def give_back_turn(query: dict[str, Any], message_id: str) -> Response:
-    """Give a turn back
+    """Release a turn
 
     Takes this worker's mark off a turn, so that others can take it at once.
     """

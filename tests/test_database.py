@@ -6,13 +6,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
+import gevent
 import psycopg
 import pytest
 import requests
 
+from persistence import deadline
+from persistence.database import Database
 from tests.chats import running
 from tests.load import locked_messages
 from tests.messages import assert_error, new_id, new_message, store
@@ -106,11 +109,11 @@ def test_what_is_given_up_is_not_done_later(service: Service, admin: Admin, url:
 
     with locked_messages(url), ThreadPoolExecutor(6) as pool:
         calls = ["DELETE", "DELETE", "GET", "PUT", "POST", "GET"], [chat, one, one, one, "/messages/", "/messages/"]
-        assert max(pool.map(call, *calls)) < 12
-        wait_for(lambda: not at_work(admin), 10)
+        assert max(pool.map(call, *calls)) < 10.5
+        wait_for(lambda: not at_work(admin), 2)
     with before_each_insert(admin, "PERFORM pg_sleep(30)"):
-        assert call("POST", "/messages/") < 12
-        wait_for(lambda: not at_work(admin), 10)
+        assert call("POST", "/messages/") < 10.5
+        wait_for(lambda: not at_work(admin), 2)
     assert service.get("/messages/", params={"chat_id": messages[0]["chat_id"]}).json() == messages
     assert_each_gets_its_own(service, admin)
 
@@ -129,3 +132,19 @@ def test_no_connection_is_left_at_work(service: Service, admin: Admin, url: str,
     wait_for(lambda: not at_work(admin), 30)
     wait_for(service.is_up, 30)
     assert_each_gets_its_own(service, admin)
+
+
+@pytest.mark.parametrize("cut", [psycopg.OperationalError, gevent.Timeout])
+def test_a_connection_whose_statement_was_cut_is_lent_to_nobody(
+    admin: Admin, url: str, cut: type[BaseException]
+) -> None:
+    with closing(Database(url, None, 2)) as database:
+        database.open()
+        with locked_messages(url), pytest.raises(cut), gevent.Timeout(0.3 if cut is gevent.Timeout else 30):
+            deadline.begin(0.3 if cut is psycopg.OperationalError else 30)
+            database.run("SELECT 1 FROM messages")
+        deadline.begin()
+        with ThreadPoolExecutor(8) as pool:
+            rows = pool.map(lambda number: database.run("SELECT %(number)s::int", {"number": number}), range(50))
+            assert [row for ((row,),) in rows] == list(range(50))
+        wait_for(lambda: not at_work(admin))

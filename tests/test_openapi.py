@@ -13,6 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 import chat.app
 import chat.settings
+from tests.messages import new_message
 from tests.services import KEY, Service
 
 ONE = "/messages/{message_id}"
@@ -123,6 +124,17 @@ import schemathesis
 def lines(context, value):
     return f"{value}".encode(errors="surrogatepass")
 """
+
+
+def test_the_examples_can_be_sent_as_they_are(client: FlaskClient, documents: dict[str, Any]) -> None:
+    paths = documents["persistence"]["paths"]
+    media = paths["/messages/"]["post"]["requestBody"]["content"]
+    assert client.post("/messages/", json=media["application/json"]["example"]).status_code == 201
+    lines = media["application/x-ndjson"]["example"]
+    assert client.post("/messages/", data=lines, content_type="application/x-ndjson").status_code == 200
+    change = paths[ONE]["put"]["requestBody"]["content"]["application/json"]["example"]
+    stored: Any = client.post("/messages/", json=new_message()).json
+    assert client.put(f"/messages/{stored['message_id']}", json=change).json == stored | change
 
 
 @pytest.mark.slow

@@ -73,12 +73,11 @@ def test_the_work_goes_on_at_the_standby_while_the_first_host_is_silent(
 ) -> None:
     with Load(service) as load, pair.primary.stopped():
         status, seconds = seconds_of(lambda: service.get("/ready"))
-        assert (status, seconds < 2) == (503, True)
+        assert (status, seconds < 1.5) == (503, True)
         pair.fail_over()
         load.wait_for_more()
-        wait_for(lambda: all(service.get("/ready").ok for _ in range(20)), 15, "the readiness of both workers")
-        slowest = max(seconds_of(lambda: service.get("/ready"))[1] for _ in range(20))
-        assert slowest < 2  # which connecting to a silent host takes
+        wait_for(lambda: all(service.get("/ready").ok for _ in range(20)), 5, "the readiness of both workers")
+        assert max(seconds_of(lambda: service.get("/ready"))[1] for _ in range(20)) < 1
         make_service("persistence", DATABASE_URL=pair.url, API_KEY=KEY)  # which becomes ready
     load.check()
     assert f"The database is at 127.0.0.1:{pair.standby.port}" in service.text()

@@ -47,7 +47,7 @@ def configure(service: str) -> None:
 
 
 def init_app(app: Flask) -> None:
-    """Give every request an id and its headers, and write its log line when its response has ended."""
+    """Set the id of every request and the headers of its response, and log one line when the response has ended."""
 
     @app.before_request
     def begin() -> None:

@@ -16,7 +16,7 @@ from persistence.web.env import ServerSettings, SettingsError
 from persistence.web.worker import Worker, guard
 
 
-class Server(BaseApplication):  # type: ignore[misc]
+class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
     """A Flask app under gunicorn: `create_app` runs in each worker, after the fork."""
 
     def __init__(self, create_app: Callable[[], Flask], options: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ def serve(create_app: Callable[[], Flask], settings: ServerSettings, connections
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # many a start gives 1,024 open files or fewer
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    shared_memory = "/dev/shm"  # noqa: S108
+    shared_memory = "/dev/shm"  # noqa: S108  # gunicorn makes its own file there, which nobody else can name
     options = {
         "bind": settings.address,
         "workers": settings.workers,
