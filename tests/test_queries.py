@@ -154,6 +154,19 @@ def test_one_message_and_one_chat_are_found_by_their_ids(undone: Rows, name: str
     assert "Seq Scan" not in used
 
 
+def test_a_turn_is_marked_without_a_look_at_all_marks(undone: Rows) -> None:
+    mark = """
+        INSERT INTO turns
+        SELECT gen_random_uuid(), %(worker_id)s, now() - %(age)s * interval '1 s'
+        FROM generate_series(1, %(rows)s)
+    """
+    for rows, age in ((5000, 30), (3, 90)):
+        undone.execute(mark, {"worker_id": CHAT, "age": age, "rows": rows})
+    read, used = explain(undone, queries.get("take_turns"), {"worker_id": CHAT, "message_ids": [MESSAGE]})
+    assert read["turns"] <= 6  # old ones, each of which is found and deleted
+    assert "Seq Scan" not in used
+
+
 def test_times_are_told_in_utc_whatever_the_session(undone: Rows) -> None:
     undone.execute("SET LOCAL TimeZone = 'Asia/Kathmandu'; SET LOCAL DateStyle = 'German, DMY'")
     row = undone.execute(queries.get("select_message"), {"message_id": MESSAGE}).fetchone()

@@ -1,15 +1,17 @@
 -- Marks turns as at work at a worker, those apart that another one has renewed in the last 20 s; returns those marked.
--- Old marks are cleared in passing, but for those that other requests clear.
+-- Old marks are cleared in passing, but for those that other requests clear. They are found by the index: it takes a
+-- STABLE time, and an order, as the table is too young for statistics.
 WITH cleared AS (
     DELETE FROM turns
-    WHERE message_id IN (
+    WHERE message_id = ANY(ARRAY(
         SELECT message_id
         FROM turns
-        WHERE renewed_at < clock_timestamp() - interval '60 seconds'
+        WHERE renewed_at < statement_timestamp() - interval '60 seconds'
             AND message_id <> ALL(%(message_ids)s::uuid[])
+        ORDER BY renewed_at
         LIMIT 100
         FOR UPDATE SKIP LOCKED
-    )
+    ))
 )
 INSERT INTO turns (
     message_id,
