@@ -8,7 +8,7 @@ import uuid
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-import gevent
+from gevent.pool import Pool
 
 from chat import history
 from chat.client import NDJSON, Caller, PersistenceClient, rows
@@ -50,7 +50,6 @@ class Turn:
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._began = time.monotonic()
         self.log_fields: dict[str, Any] = {"model": conversations.settings.openai_model}
-        self.is_repeated = False  # at this worker, while it is under way
         self._is_abandoned = False
 
     def next_event(self, seconds: float | None = None) -> Event | None:
@@ -82,18 +81,19 @@ class Turn:
             message = "There is no key for the model; fill OPENAI_API_KEY or its file."
             raise ModelError(503, message, retry_after="60")
         question = {"message_id": self.message_id, "chat_id": self._chat_id, "content": self._content, "role": "human"}
-        stored, is_new = client.store_message(self.caller, question)
-        self._events.put(Event("message", stored))
-        pause = 0.1
+        is_new, pause = None, 0.1
         while True:
-            # the mark before the look: a reply that is not there then is not stored by another one meanwhile
             with conversations.marks.hold(self.message_id, self.caller) as is_ours:
-                is_first = is_new and is_ours and not self.is_repeated
+                if is_new is None:  # beside the mark, as both take some milliseconds
+                    stored, is_new = client.store_message(self.caller, question)
+                    self._events.put(Event("message", stored))
+                # the mark before the look: a reply that is not there then is not stored by another one meanwhile
+                is_first = is_ours() and is_new
                 reply = None if is_first else client.read_message(self.caller, self._reply_id)
                 if reply is not None:
                     self._hear(json.loads(reply)["content"])
                     return self._store_once(json.loads(reply))  # which waits for a standby, as the first one did
-                if is_ours:
+                if is_ours():
                     return self._ask(is_first and self._is_new_chat)
             time.sleep(pause)  # another request is at work on it
             is_new, pause = False, min(1.0, 1.5 * pause)
@@ -154,21 +154,14 @@ class Conversations:
     def __init__(self, settings: Settings, client: PersistenceClient, model: Model) -> None:
         self.settings, self.client, self.model = settings, client, model
         self.marks = Marks(client)
-        self._under_way: set[Turn] = set()
+        self._under_way = Pool(settings.max_turns)
 
     def begin(self, caller: Caller, request: dict[str, Any]) -> Turn:
         """Begin a turn, which runs in a greenlet of its own. Raises TurnError if too many are under way."""
-        if len(self._under_way) >= self.settings.max_turns:
+        if self._under_way.full():
             raise TurnError(503, "Too many turns are under way; try again.")
         turn = Turn(self, caller, request)
-        for other in self._under_way:
-            if (
-                other.message_id == turn.message_id
-            ):  # either may store the question, and the other's reply be there then
-                other.is_repeated = turn.is_repeated = True
-        self._under_way.add(turn)
-        run = gevent.spawn(contextvars.copy_context().run, turn.run)  # the log's request id is in the context
-        run.rawlink(lambda _run: self._under_way.discard(turn))
+        self._under_way.spawn(contextvars.copy_context().run, turn.run)  # the log's request id is in the context
         return turn
 
     def is_busy(self) -> bool:

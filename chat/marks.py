@@ -1,11 +1,14 @@
 """Who is at work on which turn, so that a repeat waits for the reply instead of asking the model again."""
 
 import contextlib
+import contextvars
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import gevent
 
 from chat.client import Caller, PersistenceClient
 from chat.errors import PersistenceError
@@ -26,31 +29,33 @@ class Marks:
         self._renewer: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def hold(self, message_id: str, caller: Caller) -> Iterator[bool]:
-        """Mark a turn as at work here for as long as this context; False if another request is at work on it.
+    def hold(self, message_id: str, caller: Caller) -> Iterator[Callable[[], bool]]:
+        """Mark a turn as at work here for as long as this context, and return what waits for the mark.
 
-        A turn that fails is given back, so that the next in line may ask. If nobody can say who is at work, it goes on
-        without a mark: a second bill is better than no answer.
+        That returns False if another request is at work on the turn. A turn that fails is given back, so that the next
+        in line may ask. If nobody can say who is at work, it goes on unmarked: a second bill is better than no answer.
         """
-        if message_id in self._marked or not self._take(message_id, caller):
-            yield False
-            return
+        is_ours = gevent.spawn(contextvars.copy_context().run, self._take, message_id, caller).get
         try:
-            yield True
+            yield is_ours
         except BaseException:  # whatever it is, the next in line may ask; in the background, as nobody waits for this
-            threading.Thread(target=self._give_back, args=(message_id, caller), daemon=True).start()
+            gevent.spawn(self._give_back, message_id, caller, is_ours)
             raise
-        del self._marked[message_id]
+        if is_ours():
+            del self._marked[message_id]
 
-    def _give_back(self, message_id: str, caller: Caller) -> None:
-        self._marked[message_id] = None
-        with self._renewing:  # one that is under way would mark it anew, after this
-            pass
-        with contextlib.suppress(PersistenceError):
-            self._client.give_back_turn(caller, self._worker_id, message_id)
-        del self._marked[message_id]
+    def _give_back(self, message_id: str, caller: Caller, is_ours: Callable[[], bool]) -> None:
+        if is_ours():
+            self._marked[message_id] = None
+            with self._renewing:  # one that is under way would mark it anew, after this
+                pass
+            with contextlib.suppress(PersistenceError):
+                self._client.give_back_turn(caller, self._worker_id, message_id)
+            del self._marked[message_id]
 
     def _take(self, message_id: str, caller: Caller) -> bool:
+        if message_id in self._marked:
+            return False
         self._marked[message_id] = caller  # before the call, in which others of this worker run
         if self._renewer is None:
             self._renewer = threading.Thread(target=self._renew, daemon=True)
@@ -59,7 +64,7 @@ class Marks:
             is_ours = message_id in self._client.take_turns(caller, self._worker_id, [message_id])
         except PersistenceError as exc:
             log.warning("The turn can't be marked as at work: %s", exc)
-            return True
+            is_ours = exc.status != 401  # with which the turn itself will fail
         if not is_ours:
             del self._marked[message_id]
         return is_ours

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from chat.history import reply_id
 from tests.chats import answer_of, events_of, new_turn, post_turn, running, stored
 from tests.fake_openai import FakeOpenAI
 from tests.messages import assert_error, new_id
@@ -85,8 +86,9 @@ def test_a_repeat_that_overtakes_the_first_makes_the_one_call(
         wait_for(lambda: stored(persistence, turn))
         proxy.may_answer = threading.Event()
         proxy.may_answer.set()
-        repeat = post_turn(chat, turn)
+        repeat = pool.submit(post_turn, chat, turn)
+        wait_for(lambda: f"/messages/{reply_id(turn['message_id'])}" in persistence.text())
         held.set()
-        assert answer_of(repeat) == answer_of(first.result()) == stored(persistence, turn)
+        assert answer_of(repeat.result()) == answer_of(first.result()) == stored(persistence, turn)
     proxy.close()
     assert len(model.requests) == 1

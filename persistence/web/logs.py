@@ -6,11 +6,14 @@ import re
 import sys
 import time
 import uuid
+from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
+from wsgiref.types import StartResponse, WSGIEnvironment
 
-from flask import Flask, Response, g, request
+from flask import Flask
+from werkzeug.wsgi import ClosingIterator
 
 REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 request_id: ContextVar[str] = ContextVar("request_id", default="")  # of what this greenlet works for
@@ -48,26 +51,27 @@ def configure(service: str) -> None:
 
 def init_app(app: Flask) -> None:
     """Set the id of every request and the headers of its response, and log one line when the response has ended."""
+    answer = app.wsgi_app
 
-    @app.before_request
-    def begin() -> None:
-        g.began = time.monotonic()
-        given = request.headers.get("X-Request-ID", "")
+    def logged(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        began = time.monotonic()
+        given = environ.get("HTTP_X_REQUEST_ID", "")
         request_id.set(given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4()))
         more_fields.set({})
+        path = environ["PATH_INFO"].encode("latin-1").decode("utf-8", "replace")  # PEP 3333
+        fields = {"method": environ["REQUEST_METHOD"], "path": path}
 
-    @app.after_request
-    def add_headers(response: Response) -> Response:
-        response.headers["X-Request-ID"] = request_id.get()
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.direct_passthrough = False  # or it would not be told of its end
-        began = g.began
-        fields = {"method": request.method, "path": request.path, "status": response.status_code}
+        def start(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+            fields["status"] = int(status[:3])
+            headers += [("X-Request-ID", request_id.get()), ("X-Content-Type-Options", "nosniff")]
+            if not any(name == "Cache-Control" for name, _ in headers):
+                headers.append(("Cache-Control", "no-store"))
+            return start_response(status, headers, *exc_info)
 
-        @response.call_on_close
         def end() -> None:
             duration = {"duration_ms": round((time.monotonic() - began) * 1000, 1)}
             log.info("", extra={"fields": fields | duration | more_fields.get()})
 
-        return response
+        return ClosingIterator(answer(environ, start), end)
+
+    app.wsgi_app = logged  # type: ignore[method-assign]  # as Flask's documentation has it
