@@ -50,9 +50,10 @@ class Connection(psycopg.Connection[Any]):
 
     def wait(self, gen: PQGen[T], interval: float = 0.0, timeout: float | None = None) -> T:
         """Return what `gen` returns. Raises an OperationalError at the deadline."""
-        timer = gevent.Timeout(deadline.remaining() if timeout is None else timeout)
+        timer = None
         try:
-            wanted = next(gen)
+            wanted = next(gen)  # a row of an export is often there already
+            timer = gevent.Timeout(deadline.remaining() if timeout is None else timeout)
             with timer:
                 while True:
                     wait, ready = WAITS[wanted]
