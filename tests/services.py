@@ -94,8 +94,9 @@ class Service:
         return line
 
     def workers(self) -> list[int]:
-        children = psutil.Process(self.process.pid).children()
-        return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        running = psutil.process_iter(["ppid", "status"])  # without those that end meanwhile
+        children = [process for process in running if process.info["ppid"] == self.process.pid]
+        return [child.pid for child in children if child.info["status"] != psutil.STATUS_ZOMBIE]
 
     def stop(self, end_signal: signal.Signals = signal.SIGTERM) -> int:
         self.session.close()
