@@ -159,6 +159,16 @@ def test_nobody_waits_for_a_hundred_slow_clients(request: pytest.FixtureRequest,
             assert status_of(receive(connection)) < 300
 
 
+def test_a_body_that_ends_before_its_length_is_a_400_and_stores_nothing(persistence: Service) -> None:
+    message = new_message(message_id=new_id())
+    body = json.dumps(message).encode()  # which can be read without what is missing
+    with persistence.connect(10) as connection:
+        connection.sendall(post(body, f"Content-Length: {len(body) + 1}"))
+        connection.shutdown(socket.SHUT_WR)
+        assert status_of(receive(connection)) == 400
+    assert persistence.get(f"/messages/{message['message_id']}").status_code == 404
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sends_a_little", [False, True])
 def test_a_body_that_does_not_come_in_time_is_a_408(persistence: Service, sends_a_little: bool) -> None:

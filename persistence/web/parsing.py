@@ -100,6 +100,8 @@ def read_body(media_type: str) -> bytes:
     body = request.get_data()
     if len(body) > MAX_BODY_BYTES:
         abort(413)
+    if request.content_length not in (None, len(body)):
+        abort(400, message="Send the whole body.")
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype != media_type or charset not in ("utf-8", "utf8") or request.content_encoding:
         abort(415)

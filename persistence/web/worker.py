@@ -105,8 +105,6 @@ def guard(answer: Callable[..., Any]) -> Callable[..., Any]:
 
     def guarded(environ: dict[str, Any], start_response: Any) -> Any:
         environ["wsgi.input"] = Body(environ["wsgi.input"])
-        if "CONTENT_LENGTH" in environ:
-            del environ["wsgi.input_terminated"]  # werkzeug reads just so many bytes then, and misses what is missing
         body = answer(environ, start_response)
         return _framed(body, environ) if environ["SERVER_PROTOCOL"] == "HTTP/1.0" else body
 
