@@ -25,7 +25,8 @@ class Marks:
         self._client = client
         self._worker_id = str(uuid.uuid4())
         self._marked: dict[str, Caller | None] = {}  # by message_id; None: it is being given back
-        self._renewing = threading.Lock()
+        self._new: dict[str, Caller] = {}  # those of them that are still to be sent
+        self._sending, self._renewing = threading.Lock(), threading.Lock()
         self._renewer: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -56,18 +57,25 @@ class Marks:
     def _take(self, message_id: str, caller: Caller) -> bool:
         if message_id in self._marked:
             return False
-        self._marked[message_id] = caller  # before the call, in which others of this worker run
+        self._marked[message_id] = self._new[message_id] = caller
         if self._renewer is None:
             self._renewer = threading.Thread(target=self._renew, daemon=True)
             self._renewer.start()
+        with self._sending:  # one request at a time: the turns that come meanwhile are sent together in the next
+            if message_id in self._new:
+                together = [new for new, its_caller in self._new.items() if its_caller.api_key == caller.api_key]
+                for new in together:
+                    del self._new[new]
+                for other in set(together).difference(self._send(caller, together)):
+                    del self._marked[other]
+        return self._marked.get(message_id) is caller
+
+    def _send(self, caller: Caller, message_ids: list[str]) -> list[str]:
         try:
-            is_ours = message_id in self._client.take_turns(caller, self._worker_id, [message_id])
+            return self._client.take_turns(caller, self._worker_id, message_ids)
         except PersistenceError as exc:
             log.warning("The turn can't be marked as at work: %s", exc)
-            is_ours = exc.status != 401  # with which the turn itself will fail
-        if not is_ours:
-            del self._marked[message_id]
-        return is_ours
+            return [] if exc.status == 401 else message_ids  # with a 401 the turn itself will fail
 
     def _renew(self) -> None:
         while True:

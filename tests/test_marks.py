@@ -196,6 +196,20 @@ def test_a_repeat_waits_on_through_a_restart(
     assert len(model.requests) == 1 or what == "crashed database"
 
 
+def test_turns_that_come_together_are_marked_in_one_call(
+    patient_chat: Service, persistence: Service, database_url: str
+) -> None:
+    turns = [new_turn("hello") for _ in range(20)]
+    calls = persistence.text().count('"/turns/"')
+    with psycopg.connect(database_url) as connection, ThreadPoolExecutor() as pool:
+        connection.execute("LOCK TABLE turns")
+        responses = pool.submit(post_turns, [patient_chat] * 20, turns)
+        wait_for(lambda: all(persistence.get(f"/messages/{turn['message_id']}").ok for turn in turns))
+        connection.rollback()
+        assert [response.status_code for response in responses.result()] == [200] * 20
+    assert persistence.text().count('"/turns/"') - calls <= 2 * len(patient_chat.workers())
+
+
 def take(persistence: Service, worker_id: str, *message_ids: str) -> list[str]:
     response = persistence.request("PUT", "/turns/", json={"worker_id": worker_id, "message_ids": message_ids})
     assert response.status_code == 200, response.text
