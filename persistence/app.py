@@ -39,11 +39,11 @@ def create_app(settings: Settings, conninfo: str) -> Flask:
     api.spec.components.schemas["MessageChanges"]["anyOf"] = [{"required": ["content"]}, {"required": ["rating"]}]
     app.extensions["database"] = db
     app.extensions["exports"] = threading.BoundedSemaphore(settings.db_connections // 2)
-    app.before_request(deadline.begin)
+    app.before_request(deadline.forget)
 
     @app.errorhandler(psycopg.Error)
     def failure(exc: psycopg.Error) -> ResponseReturnValue:
-        if failures.passes_by_itself(exc):
+        if isinstance(exc, failures.PASSING):
             log.warning("The database failed: %s", failures.describe(exc))
             return errors.answer(503, "The database does not answer; try again soon.", {"Retry-After": "1"})
         log.error("A statement is wrong: %s", failures.describe(exc))

@@ -16,7 +16,7 @@ from persistence.hosts import Hosts
 T = TypeVar("T")
 
 OLDEST = 140000  # PostgreSQL 14, as libpq writes it
-CANCEL_SECONDS = 0.2  # with those of a deadline, less than the contract has
+CANCEL_SECONDS = 0.2  # with the 9.5 s of a deadline, under the contract's 10 s
 
 WAITS = {Wait.R: (wait_read, Ready.R), Wait.W: (wait_write, Ready.W), Wait.RW: (wait_readwrite, Ready.RW)}
 

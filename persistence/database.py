@@ -12,14 +12,13 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.errors import ReadOnlySqlTransaction
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from persistence import deadline, queries
+from persistence import deadline, failures, queries
 from persistence.connection import Connection
-from persistence.failures import describe
 from persistence.hosts import Hosts
 from persistence.migrate import apply_schema
 
 CONNECT_SECONDS = 2  # the least that libpq knows
-WAIT_SECONDS = 3.0  # for a connection of the pool; with the statement_timeout of 6 s, less than a request may take
+WAIT_SECONDS = 3.0  # for a connection of the pool; with the statement_timeout of hosts.py, less than a request may take
 CHECK_SECONDS = 2.0
 RESTED_SECONDS = 1.0  # a connection that rested for longer is tried before its use: it may have died without a word
 READY_SECONDS = 0.75
@@ -61,6 +60,7 @@ class Database:
             max_size=size,
             check=self._check,
             reconnect_timeout=RECONNECT_SECONDS,  # then it is tried anew, instead of after a growing pause
+            # a pool that has given up tries again only if it is told to
             reconnect_failed=lambda pool: pool.check() if pool.get_stats()["requests_waiting"] else None,
             open=False,
         )
@@ -101,7 +101,7 @@ class Database:
                 with Connection.connect(self._conninfo, **options) as connection:
                     apply_schema(connection)
             except psycopg.Error as exc:
-                if self._failure != (failure := describe(exc)) and str(exc) != self._hosts.problem:
+                if self._failure != (failure := failures.describe(exc)) and str(exc) != self._hosts.problem:
                     log.warning("The schema is not applied: %s", failure)
                 self._failure = failure
                 self._closed.wait(0.5)
@@ -117,21 +117,21 @@ class Database:
         If the connection turns out to be dead, or its server has become a standby, a `repeatable` statement is run once
         more, on a fresh connection.
         """
-        for is_last in (False, True):
+        while True:
             connection = self._take()
             try:
                 return connection.execute(statement, params).fetchall()
-            except (psycopg.OperationalError, ReadOnlySqlTransaction) as exc:
+            except failures.PASSING as exc:
                 is_lost = connection.closed or isinstance(exc, ReadOnlySqlTransaction)
                 if is_lost:
                     connection.close()
                     self._drain()
-                if is_last or not repeatable or not is_lost or not deadline.remaining():
+                if not repeatable or not is_lost or not deadline.remaining():
                     raise
-                log.info("A connection was lost, the statement is run again: %s", describe(exc))
+                log.info("A connection was lost, the statement is run again: %s", failures.describe(exc))
+                repeatable = False  # a second time
             finally:
                 self._give_back(connection)
-        raise AssertionError("the second try returns or raises")
 
     def stream(self, statement: str, params: Mapping[str, Any]) -> Generator[list[bytes], None, None]:
         """Run a COPY … TO STDOUT and return its rows, in batches of about BATCH_BYTES, each row with its line break.
@@ -161,6 +161,7 @@ class Database:
             self._give_back(connection)
 
     def _take(self) -> Connection:
+        deadline.begin_if_none()
         if not self._migrated.is_set() and not self._migrated.wait(min(WAIT_SECONDS, deadline.remaining())):
             raise psycopg.OperationalError(self._schema_problem())
         seconds = min(WAIT_SECONDS, deadline.remaining())
@@ -193,4 +194,4 @@ class Database:
         except PoolTimeout:
             return str(self._no_connection(READY_SECONDS))
         except psycopg.Error as exc:
-            return describe(exc)
+            return failures.describe(exc)

@@ -13,6 +13,17 @@ def begin(seconds: float = REQUEST_SECONDS) -> None:
     _deadline.set(time.monotonic() + seconds)
 
 
+def forget() -> None:
+    """Forget the deadline of the request before, which this greenlet may have served."""
+    _deadline.set(None)
+
+
+def begin_if_none() -> None:
+    """Set the deadline if there is none: a request's begins when it first needs the database, not while it is read."""
+    if _deadline.get() is None:
+        begin()
+
+
 def remaining() -> float:
     """Return the seconds that are left, at least 0; REQUEST_SECONDS if nothing was begun."""
     deadline = _deadline.get()

@@ -1,12 +1,11 @@
 """What an error of PostgreSQL means, and how the log tells it."""
 
 import psycopg
+from psycopg.errors import ReadOnlySqlTransaction
 
-
-def passes_by_itself(exc: psycopg.Error) -> bool:
-    """Return whether the same statement may succeed later (PostgreSQL's documentation, appendix A, has the classes)."""
-    state = exc.sqlstate or ""
-    return isinstance(exc, psycopg.OperationalError) or state.startswith(("08", "25006", "40", "53", "55P03", "57"))
+# what passes by itself, so that the same statement may succeed later: psycopg's class for 08, 40, 53, 55P03 and 57 of
+# SQLSTATE (PostgreSQL's documentation, appendix A), libpq's own errors and the pool's; and 25006, of a former primary
+PASSING = (psycopg.OperationalError, ReadOnlySqlTransaction)
 
 
 def describe(exc: psycopg.Error) -> str:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import requests
 
+from persistence.deadline import REQUEST_SECONDS
 from tests.chats import live_events, new_turn, post_turn, stored, stream
 from tests.fake_openai import FakeOpenAI
 from tests.load import HEADERS, Load, locked_messages
@@ -167,6 +168,16 @@ def test_a_body_that_ends_before_its_length_is_a_400_and_stores_nothing(persiste
         connection.shutdown(socket.SHUT_WR)
         assert status_of(receive(connection)) == 400
     assert persistence.get(f"/messages/{message['message_id']}").status_code == 404
+
+
+@pytest.mark.slow
+def test_a_body_may_take_longer_than_the_database(persistence: Service) -> None:
+    request = post()
+    with persistence.connect() as connection:
+        connection.sendall(request[:-1])
+        time.sleep(REQUEST_SECONDS + 1)
+        connection.sendall(request[-1:])
+        assert status_of(receive(connection)) == 201
 
 
 @pytest.mark.slow
