@@ -60,7 +60,7 @@ class PersistenceClient:
         self._session.trust_env = False  # no proxy and no .netrc has a part in what is said to our own service
         # under load a turn waits for a connection: new ones for each call would cost more time than there is
         self._session.mount(base_url, HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES, pool_block=True))
-        # but a list has one for as long as it is read
+        # but a list holds its connection while it is read, so it never waits for one
         self._session.mount(f"{base_url}/messages/?", HTTPAdapter(1, CONNECTIONS, max_retries=RETRIES))
         self._session.mount(f"{base_url}/ready", HTTPAdapter(1, 1))
 
@@ -88,8 +88,10 @@ class PersistenceClient:
     def take_turns(self, caller: Caller, worker_id: str, message_ids: Iterable[str]) -> list[str]:
         """Mark the turns of these messages as at work here, and return those that are. Raises PersistenceError."""
         body = {"worker_id": worker_id, "message_ids": list(message_ids)}
-        taken: list[str] = self._request(caller, "PUT", "/turns/", body=body).json()["message_ids"]
-        return taken
+        response = self._request(caller, "PUT", "/turns/", body=body)
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            return list(response.json()["message_ids"])
+        raise _refusal(response)
 
     def give_back_turn(self, caller: Caller, worker_id: str, message_id: str) -> None:
         """Take this worker's mark off a turn. Raises PersistenceError."""

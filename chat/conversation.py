@@ -13,7 +13,6 @@ from gevent.pool import Pool
 from chat import history
 from chat.client import NDJSON, Caller, PersistenceClient, rows
 from chat.errors import ModelError, PersistenceError, TurnError
-from chat.history import Message
 from chat.marks import Marks
 from chat.model import Model
 from chat.settings import Settings
@@ -68,7 +67,9 @@ class Turn:
         try:
             self._events.put(Event("reply", self._take()))
         except Exception as exc:  # whatever it is: somebody waits for the end
-            if not isinstance(exc, TurnError):
+            if isinstance(exc, TurnError):
+                self.log_fields["failure"] = str(exc)
+            else:
                 log.exception("A turn failed")
             self._events.put(Event("error", exc))
         if self._is_abandoned:
@@ -87,23 +88,23 @@ class Turn:
                 if is_new is None:  # beside the mark, as both take some milliseconds
                     stored, is_new = client.store_message(self.caller, question)
                     self._events.put(Event("message", stored))
-                # the mark before the look: a reply that is not there then is not stored by another one meanwhile
+                # look only once the mark is there: from then on nobody else stores this reply
                 is_first = is_ours() and is_new
                 reply = None if is_first else client.read_message(self.caller, self._reply_id)
                 if reply is not None:
                     self._hear(json.loads(reply)["content"])
-                    return self._store_once(json.loads(reply))  # which waits for a standby, as the first one did
+                    return self._store_once(json.loads(reply))  # only a write waits for a standby
                 if is_ours():
                     return self._ask(is_first and self._is_new_chat)
             time.sleep(pause)  # another request is at work on it
             is_new, pause = False, min(1.0, 1.5 * pause)
 
-    def _ask(self, is_first: bool) -> str:
-        earlier = [] if is_first else self._recall()
+    def _ask(self, chat_is_empty: bool) -> str:
+        earlier = [] if chat_is_empty else self._recall()
         prompt = history.prompt(self._conversations.settings.system_prompt, earlier, self._content)
         return self._store(self._conversations.model.ask(prompt, self._hear, self.log_fields))
 
-    def _recall(self) -> list[Message]:
+    def _recall(self) -> list[dict[str, Any]]:
         settings = self._conversations.settings
         if settings.history_messages == 0:
             return []
@@ -115,7 +116,7 @@ class Turn:
         }
         # line by line: only what fits is held, however long the messages are
         with self._conversations.client.list_messages(self.caller, query, NDJSON) as response:
-            kept = history.window(rows(response), settings.history_messages, settings.history_chars)
+            kept = history.window(rows(response), settings.history_chars)
         self.log_fields["history_sent"] = len(kept)
         return kept
 

@@ -3,18 +3,9 @@
 import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from typing import Any
 
-
-class Message(TypedDict):
-    """A message as the persistence service returns it."""
-
-    message_id: str
-    chat_id: str
-    content: str
-    rating: bool | None
-    sent_at: str
-    role: str
+Message = dict[str, Any]  # as the persistence service returns it
 
 
 def reply_id(message_id: str) -> str:
@@ -32,17 +23,14 @@ def _follow(purpose: str, origin: str) -> str:
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
-def window(newest_first: Iterable[Message], max_messages: int, max_chars: int) -> list[Message]:
+def window(newest_first: Iterable[Message], max_chars: int) -> list[Message]:
     """Return the newest messages that fit, oldest first: whole ones, with no gap. Reads no further than it must."""
     kept: list[Message] = []
-    if max_messages > 0:
-        for message in newest_first:
-            max_chars -= len(message["content"])
-            if max_chars < 0:
-                break
-            kept.append(message)
-            if len(kept) == max_messages:
-                break
+    for message in newest_first:
+        max_chars -= len(message["content"])
+        if max_chars < 0:
+            break
+        kept.append(message)
     return kept[::-1]
 
 

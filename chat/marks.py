@@ -31,15 +31,15 @@ class Marks:
 
     @contextlib.contextmanager
     def hold(self, message_id: str, caller: Caller) -> Iterator[Callable[[], bool]]:
-        """Mark a turn as at work here for as long as this context, and return what waits for the mark.
+        """Mark a turn as at work here for as long as this context, and yield a function that waits for the mark.
 
-        That returns False if another request is at work on the turn. A turn that fails is given back, so that the next
+        It returns False if another request is at work on the turn. A turn that fails is given back, so that the next
         in line may ask. If nobody can say who is at work, it goes on unmarked: a second bill is better than no answer.
         """
         is_ours = gevent.spawn(contextvars.copy_context().run, self._take, message_id, caller).get
         try:
             yield is_ours
-        except BaseException:  # whatever it is, the next in line may ask; in the background, as nobody waits for this
+        except BaseException:  # whatever it is, the next in line may ask; the error does not wait for that
             gevent.spawn(self._give_back, message_id, caller, is_ours)
             raise
         if is_ours():

@@ -65,8 +65,7 @@ def take_turn(turn_request: dict[str, Any]) -> Response:
 def _whole(turn: Turn) -> Response:
     stored: dict[str, str] = {}
     while "reply" not in stored:
-        event = _next(turn)
-        if event:
+        if event := _next(turn):
             stored[event.name] = event.data
     return Response(f'{{"message":{stored["message"]},"reply":{stored["reply"]}}}\n', mimetype="application/json")
 
@@ -92,26 +91,23 @@ def _next(turn: Turn, seconds: float | None = None) -> Event | None:
 
 
 def _body(turn: Turn, events: list[Event | None]) -> Iterator[bytes]:
-    for event in itertools.chain(events or [None], iter(lambda: turn.next_event(PING_SECONDS), turn)):
-        match event:
-            case None:
-                yield sse.PING
-            case Event("delta", piece):
-                if piece:
-                    yield sse.encode("delta", {"content": piece})
-            case Event("message", message):
-                yield sse.encode("message", message)
-            case Event("reply", reply):
-                yield sse.encode("reply", reply)
+    for event in itertools.chain(events or [None], map(turn.next_event, itertools.repeat(PING_SECONDS))):
+        if event is None:
+            yield sse.PING
+        elif event.name == "error":
+            yield sse.encode("error", answer_failure(event.data)[0])
+            return
+        elif event.name != "delta":
+            yield sse.encode(event.name, event.data)
+            if event.name == "reply":
                 return
-            case Event(_, exc):
-                yield sse.encode("error", answer_failure(exc)[0])
-                return
+        elif event.data:
+            yield sse.encode("delta", {"content": event.data})
 
 
 def answer_failure(exc: Exception) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Return the error's body, status and headers for what can go wrong in a turn."""
-    log.warning("The turn failed: %s (%s)", exc, exc.__cause__ or "no further cause")
+    log.warning("The request failed: %s (%s)", exc, exc.__cause__ or "no further cause")
     if isinstance(exc, TurnError):
         return errors.answer(exc.status, exc.message, exc.headers, exc.errors)
     return errors.answer(500)

@@ -29,7 +29,7 @@ EVENT = {
 class TurnSchema(ma.Schema):
     """A message to the model."""
 
-    content = fields.content("What to say.", required=True)
+    content = fields.content_field("What to say.", required=True)
     chat_id = fields.UUIDField("The chat to go on with; absent: a new one. It is in every answer.", CHAT_ID)
     message_id = fields.UUIDField("Its id; if absent, a fresh one. Choose it yourself, and you can send it again.")
     stream = fields.BooleanField(

@@ -1,6 +1,7 @@
 """What the caller gets, and what is stored, when the model, the persistence service or the caller goes away."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -304,6 +305,14 @@ def test_replies_are_stored_though_their_callers_hang_up(
         wait_for(lambda turn=turn: len(stored(persistence, turn)) == 2)  # type: ignore[misc]
         assert stored(persistence, turn)[1]["content"] == "piece 0 piece 1 piece 2 "
     assert len(model.requests) == 50
+
+
+def test_the_log_tells_how_a_turn_failed_whose_caller_had_gone(patient_chat: Service, model: FakeOpenAI) -> None:
+    turn = new_turn("fault: say one, wait 0.3, say two, wait 0.3, say three, wait 0.3, break")
+    with stream(patient_chat, turn) as response:
+        next(live_events(response))
+    line = wait_for(lambda: [line for line in patient_chat.text().splitlines() if turn["message_id"] in line])[0]
+    assert json.loads(line)["failure"].startswith("502: The model's provider")
 
 
 @pytest.mark.slow

@@ -207,7 +207,7 @@ def test_turns_that_come_together_are_marked_in_one_call(
         wait_for(lambda: all(persistence.get(f"/messages/{turn['message_id']}").ok for turn in turns))
         connection.rollback()
         assert [response.status_code for response in responses.result()] == [200] * 20
-    assert persistence.text().count('"/turns/"') - calls <= 2 * len(patient_chat.workers())
+    assert persistence.text().count('"/turns/"') - calls < 10  # two, and what renews the marks of other tests
 
 
 def take(persistence: Service, worker_id: str, *message_ids: str) -> list[str]:

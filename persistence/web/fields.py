@@ -80,7 +80,7 @@ class LimitField(ma.fields.Integer):
         return int(value)
 
 
-def content(description: str, **kwargs: Any) -> ma.fields.String:
+def content_field(description: str, **kwargs: Any) -> ma.fields.String:
     """Return a field for the text of a message, which PostgreSQL and UTF-8 can hold."""
     description += " 1 character at least, any Unicode but NUL and lone surrogates."
     metadata = {"description": description, "examples": [MESSAGE["content"]], "pattern": r"^[^\u0000]+$"}
@@ -102,7 +102,7 @@ class MessageSchema(ma.Schema):
         "Its id; if absent, a fresh one. Choose it yourself, and you can send it again.", required=True
     )
     chat_id = UUIDField("The chat that it belongs to; any id that you choose.", CHAT_ID, required=True)
-    content = content("The text.", required=True)
+    content = content_field("The text.", required=True)
     rating = BooleanField(
         required=True,
         allow_none=True,
