@@ -104,7 +104,7 @@ def list_messages(query: dict[str, Any]) -> Response:
 def _selection(database: Database, query: dict[str, Any]) -> store.Selection:
     values = {name: query[name] for name in query if name not in ("order", "limit")}
     descending = query.get("order") == "desc"
-    names = {"after": "before"} if descending else {}  # of those filters that are not named as their parameters
+    names = {"after": "before"} if descending else {}  # of the filters, where they differ from the parameters
     if "after" in values:
         values["after"] = store.select_message_seq(database, query["after"])
         if values["after"] is None:
@@ -163,4 +163,4 @@ def delete_message(message_id: str) -> Response:
 
 def _message(text: str, status: int = 200, location: str | None = None) -> Response:
     headers = {"Location": f"/messages/{location}"} if location else None
-    return listing.TextResponse(f"{text}\n", status, headers)
+    return Response(f"{text}\n", status, headers, mimetype=listing.JSON)
