@@ -24,9 +24,9 @@ class Marks:
     def __init__(self, client: PersistenceClient) -> None:
         self._client = client
         self._worker_id = str(uuid.uuid4())
-        self._marked: dict[str, Caller | None] = {}  # by message_id; None: it is being given back
-        self._new: dict[str, Caller] = {}  # those of them that are still to be sent
-        self._sending, self._renewing = threading.Lock(), threading.Lock()
+        self._held: dict[str, Caller | None] = {}  # by message_id, with whom to renew it; None: not to be renewed
+        self._new: dict[str, tuple[list[str], gevent.Greenlet[..., list[str]]]] = {}  # by key, what is to be sent
+        self._renewing = threading.Lock()
         self._renewer: threading.Thread | None = None
 
     @contextlib.contextmanager
@@ -36,57 +36,63 @@ class Marks:
         It returns False if another request is at work on the turn. A turn that fails is given back, so that the next
         in line may ask. If nobody can say who is at work, it goes on unmarked: a second bill is better than no answer.
         """
-        is_ours = gevent.spawn(contextvars.copy_context().run, self._take, message_id, caller).get
+        if message_id in self._held:
+            yield lambda: False
+            return
+        self._held[message_id] = None
+        sent = self._send_soon(message_id, caller)
+
+        def is_ours() -> bool:
+            return message_id in sent.get()
+
         try:
             yield is_ours
         except BaseException:  # whatever it is, the next in line may ask; the error does not wait for that
             gevent.spawn(self._give_back, message_id, caller, is_ours)
             raise
-        if is_ours():
-            del self._marked[message_id]
+        del self._held[message_id]
+
+    def _send_soon(self, message_id: str, caller: Caller) -> "gevent.Greenlet[..., list[str]]":
+        """Send the mark when all that is ready now has run, with those of other turns that begin in this while."""
+        if caller.api_key not in self._new:  # keys apart, or a wrong one would fail others
+            ids: list[str] = []
+            self._new[caller.api_key] = ids, gevent.spawn(contextvars.copy_context().run, self._send, caller, ids)
+        ids, sent = self._new[caller.api_key]
+        ids.append(message_id)
+        return sent
+
+    def _send(self, caller: Caller, message_ids: list[str]) -> list[str]:
+        del self._new[caller.api_key]
+        if self._renewer is None:
+            self._renewer = threading.Thread(target=self._renew, daemon=True)
+            self._renewer.start()
+        try:
+            ours = self._client.take_turns(caller, self._worker_id, message_ids)
+        except PersistenceError as exc:
+            log.warning("The turn can't be marked as at work: %s", exc)
+            ours = [] if exc.status == 401 else message_ids  # with a 401 the turn itself will fail
+        self._held |= dict.fromkeys(ours, caller)
+        return ours
 
     def _give_back(self, message_id: str, caller: Caller, is_ours: Callable[[], bool]) -> None:
         if is_ours():
-            self._marked[message_id] = None
+            self._held[message_id] = None
             with self._renewing:  # one that is under way would mark it anew, after this
                 pass
             with contextlib.suppress(PersistenceError):
                 self._client.give_back_turn(caller, self._worker_id, message_id)
-            del self._marked[message_id]
-
-    def _take(self, message_id: str, caller: Caller) -> bool:
-        if message_id in self._marked:
-            return False
-        self._marked[message_id] = self._new[message_id] = caller
-        if self._renewer is None:
-            self._renewer = threading.Thread(target=self._renew, daemon=True)
-            self._renewer.start()
-        with self._sending:  # one request at a time: the turns that come meanwhile are sent together in the next
-            if message_id in self._new:
-                together = [new for new, its_caller in self._new.items() if its_caller.api_key == caller.api_key]
-                for new in together:
-                    del self._new[new]
-                for other in set(together).difference(self._send(caller, together)):
-                    del self._marked[other]
-        return self._marked.get(message_id) is caller
-
-    def _send(self, caller: Caller, message_ids: list[str]) -> list[str]:
-        try:
-            return self._client.take_turns(caller, self._worker_id, message_ids)
-        except PersistenceError as exc:
-            log.warning("The turn can't be marked as at work: %s", exc)
-            return [] if exc.status == 401 else message_ids  # with a 401 the turn itself will fail
+        del self._held[message_id]
 
     def _renew(self) -> None:
         while True:
             time.sleep(RENEW_SECONDS)
             with self._renewing:
-                marked = {message_id: caller for message_id, caller in self._marked.items() if caller}
-                for caller in set(marked.values()):  # with the key of one of the callers
+                held = {message_id: caller for message_id, caller in self._held.items() if caller}
+                for caller in set(held.values()):  # with the key of one of the callers
                     try:
-                        self._client.take_turns(caller, self._worker_id, marked)
+                        self._client.take_turns(caller, self._worker_id, held)
                         break
                     except PersistenceError as exc:
-                        log.warning("The marks of %d turns can't be renewed: %s", len(marked), exc)
+                        log.warning("The marks of %d turns can't be renewed: %s", len(held), exc)
                         if exc.status != 401:
                             break

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 import requests
@@ -18,7 +19,8 @@ from tests import chats
 from tests.chats import answer_of, error_of, live_events, new_turn, post_turn, post_turns, running, stored, stream
 from tests.fake_openai import FakeOpenAI
 from tests.messages import assert_error, new_id
-from tests.services import KEY, Service, free_port, postmaster, wait_for
+from tests.services import KEY, Service, free_port, postmaster, receive, wait_for
+from tests.test_server import request_of, status_of
 from tests.test_silence import LONGEST, listen
 
 
@@ -197,16 +199,17 @@ def test_a_repeat_waits_on_through_a_restart(
 
 
 def test_turns_that_come_together_are_marked_in_one_call(
-    patient_chat: Service, persistence: Service, database_url: str
+    patient_chat: Service, persistence: Service, model: FakeOpenAI
 ) -> None:
-    turns = [new_turn("hello") for _ in range(20)]
     calls = persistence.text().count('"/turns/"')
-    with psycopg.connect(database_url) as connection, ThreadPoolExecutor() as pool:
-        connection.execute("LOCK TABLE turns")
-        responses = pool.submit(post_turns, [patient_chat] * 20, turns)
-        wait_for(lambda: all(persistence.get(f"/messages/{turn['message_id']}").ok for turn in turns))
-        connection.rollback()
-        assert [response.status_code for response in responses.result()] == [200] * 20
+    (worker,) = map(psutil.Process, patient_chat.workers())
+    with contextlib.ExitStack() as stack:
+        worker.suspend()  # so that what comes now is there at once
+        connections = [stack.enter_context(patient_chat.connect()) for _ in range(20)]
+        for connection in connections:
+            connection.sendall(request_of("/chat", json.dumps(new_turn("hello")).encode()))
+        worker.resume()
+        assert [status_of(receive(connection)) for connection in connections] == [200] * 20
     assert persistence.text().count('"/turns/"') - calls < 10  # two, and what renews the marks of other tests
 
 
