@@ -108,6 +108,9 @@ def _body(turn: Turn, events: list[Event | None]) -> Iterator[bytes]:
 def answer_failure(exc: Exception) -> tuple[dict[str, Any], int, dict[str, str]]:
     """Return the error's body, status and headers for what can go wrong in a turn."""
     log.warning("The request failed: %s (%s)", exc, exc.__cause__ or "no further cause")
+    part: BaseException | None = exc
+    while part:  # frames hold the event that holds the error, and so what was sent, until a garbage collection
+        part.__traceback__, part = None, part.__context__
     if isinstance(exc, TurnError):
         return errors.answer(exc.status, exc.message, exc.headers, exc.errors)
     return errors.answer(500)

@@ -1,5 +1,6 @@
 """What both check of a request, in order: key, path, method, size, content type, JSON, fields; over no server."""
 
+import gc
 import hmac
 import json
 import re
@@ -11,6 +12,7 @@ from urllib.parse import quote
 
 import pytest
 from flask.testing import FlaskClient
+from marshmallow import ValidationError
 
 import chat.app
 import chat.settings
@@ -235,3 +237,13 @@ def test_each_answer_has_its_log_line_without_key_and_content(persistence: Servi
     assert line == fixed | {"method": method, "path": path, "status": code}
     persistence.get("/messages/", params={"role": secret})
     assert not [hidden for hidden in (KEY, key, secret) if hidden in persistence.text()]
+
+
+def test_a_refused_body_is_freed_with_its_response(client: FlaskClient) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        assert client.post("/messages/", json={"content": ""}).status_code == 422
+        assert not [thing for thing in gc.get_objects() if type(thing) is ValidationError]
+    finally:
+        gc.enable()

@@ -62,7 +62,7 @@ class StrictParser(FlaskParser):
         return req.args.to_dict()
 
     def _on_validation_error(self, error: ma.ValidationError, *args: Any, **kwargs: Any) -> NoReturn:
-        reject_fields(error.normalized_messages())  # type: ignore[no-untyped-call]  # of marshmallow's own
+        reject_fields(_messages(error))
 
 
 class Blueprint(flask_smorest.Blueprint):  # type: ignore[misc]  # flask-smorest has no types
@@ -110,18 +110,26 @@ def read_body(media_type: str) -> bytes:
 
 def load_lines(body: bytes, schema: ma.Schema) -> list[dict[str, Any]]:
     """Return what `schema` loads from each line of NDJSON. Aborts with 422, whose `errors` names the lines."""
-    loaded, errors = [], {}
+    loaded: list[dict[str, Any]] = []
+    errors: dict[str, Any] = {}
     for number, line in enumerate(body.removesuffix(b"\n").split(b"\n"), 1):
         try:
             loaded.append(schema.load(current_app.json.loads(line)))
         except ma.ValidationError as exc:
-            errors[str(number)] = exc.normalized_messages()  # type: ignore[no-untyped-call]  # of marshmallow's own
+            errors[str(number)] = _messages(exc)
         except ValueError:
             errors[str(number)] = ["Not a JSON object."]
         time.sleep(0)  # others are served meanwhile
     if errors:
         reject_fields(errors, "lines")
     return loaded
+
+
+def _messages(error: ma.ValidationError) -> dict[str, Any]:
+    """Return what is wrong with each field."""
+    error.__traceback__ = None  # marshmallow's own frame holds the error, and so the body, until a garbage collection
+    messages: dict[str, Any] = error.normalized_messages()  # type: ignore[no-untyped-call]  # of marshmallow's own
+    return messages
 
 
 def reject_fields(errors: dict[str, Any], what: str = "fields") -> NoReturn:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import resource
 import signal
 import socket
@@ -31,7 +30,6 @@ class Server(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Flask:
         """Return the app of one worker."""
-        gc.set_threshold(10_000)  # 700 made a seventh of a worker's CPU of it, with a thousand streams
         app = self.create_app()
         app.wsgi_app = guard(app.wsgi_app)  # type: ignore[method-assign]  # as Flask's documentation has it
         return app
