@@ -20,6 +20,7 @@ CONNECT_SECONDS = 10.0
 END_SECONDS = 0.5  # for the body's end after [DONE], which frees the connection for the next turn
 RETRY_PAUSES = (0.5, 1.0)  # seconds, where the provider has done nothing yet
 REJECTED = "The model's provider rejects the service's key; see OPENAI_API_KEY."
+UNREACHABLE = "The model's provider can't be reached, or broke off; try again, or see OPENAI_BASE_URL."
 FAILED = "The model's provider failed ({status}); try again."
 REFUSED = "The model's provider refuses the request ({status}); see OPENAI_MODEL, OPENAI_OPTIONS and the log."
 REFUSALS = {  # what the provider's status means for our caller
@@ -124,14 +125,15 @@ def _our_errors(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (gevent.Timeout, openai.APITimeoutError, httpx2.TimeoutException) as exc:
+        if isinstance(exc.__cause__, httpx2.ConnectTimeout):
+            raise ModelError(502, UNREACHABLE) from exc
         message = "The model's provider did not answer in time; try again, or see OPENAI_TIMEOUT."
         raise ModelError(504, message) from exc
     except openai.APIStatusError as exc:
         log.warning("The provider answered %d (%s)", exc.status_code, codes(exc.body))
         raise _refusal(exc, settings) from None  # its text may repeat the key or the conversation: nothing for a log
     except (openai.APIConnectionError, httpx2.RequestError) as exc:
-        message = "The model's provider can't be reached, or broke off; try again, or see OPENAI_BASE_URL."
-        raise ModelError(502, message) from exc
+        raise ModelError(502, UNREACHABLE) from exc
     except (openai.OpenAIError, httpx2.HTTPError) as exc:
         raise ModelError(502, "The model's provider can't be used; see the log.") from exc
 

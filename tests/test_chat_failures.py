@@ -307,6 +307,24 @@ def test_replies_are_stored_though_their_callers_hang_up(
     assert len(model.requests) == 50
 
 
+@pytest.mark.slow
+def test_a_provider_that_takes_no_connection_is_a_502(folder: Path, chat_settings: Settings) -> None:
+    with socket.socket() as deaf, contextlib.ExitStack() as stack:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(8):  # once its queue is full, Linux drops what else comes
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/v1"
+        chat = stack.enter_context(
+            running("chat", folder, **(chat_settings | {"OPENAI_BASE_URL": url, "OPENAI_TIMEOUT": 60}))
+        )
+        response = post_turn(chat, new_turn("hello"))
+    assert_error(response, 502)
+    assert "OPENAI_BASE_URL" in response.json()["message"]
+
+
 def test_the_log_tells_how_a_turn_failed_whose_caller_had_gone(patient_chat: Service, model: FakeOpenAI) -> None:
     turn = new_turn("fault: say one, wait 0.3, say two, wait 0.3, say three, wait 0.3, break")
     with stream(patient_chat, turn) as response:
