@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -56,6 +57,7 @@ class PersistenceClient:
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
+        self._name = urlsplit(base_url).netloc.rpartition("@")[2]  # without a password
         self._session = requests.Session()
         self._session.trust_env = False  # no proxy and no .netrc has a part in what is said to our own service
         # under load a turn waits for a connection: new ones for each call would cost more time than there is
@@ -102,8 +104,8 @@ class PersistenceClient:
         try:
             status = self._session.get(f"{self._base_url}/ready", timeout=READY_TIMEOUT).status_code
         except requests.RequestException as exc:
-            return f"{self._base_url}: {type(exc).__name__}"
-        return None if status == 200 else f"{self._base_url} answers {status}"
+            return f"{self._name}: {type(exc).__name__}"
+        return None if status == 200 else f"{self._name} answers {status}"
 
     def _request(
         self,

@@ -44,6 +44,7 @@ def _openai_timeout() -> float:
 def _openai_options() -> dict[str, Any]:
     try:
         options = json.loads(env.text("OPENAI_OPTIONS", "{}"))
+        json.dumps(options, allow_nan=False, ensure_ascii=False).encode()  # as it will be sent
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):

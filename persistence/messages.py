@@ -67,6 +67,7 @@ def create_message() -> Response:
 
 
 def _import(messages: list[dict[str, Any]]) -> Response:
+    no_query()
     stored, taken = store.import_messages(current_app.extensions["database"], messages)
     if taken:
         errors = {str(number): ["Its message_id is taken by another message."] for number in taken}

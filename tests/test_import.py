@@ -140,6 +140,10 @@ def test_a_line_is_checked_like_a_message(half_full: FlaskClient) -> None:
     assert send(half_full, lines(wrong)).json["errors"]["1"] == half_full.post("/messages/", json=wrong).json["errors"]  # type: ignore[index]
 
 
+def test_an_import_takes_no_query(half_full: FlaskClient) -> None:
+    assert_error(half_full.post("/messages/?x=1", data=lines(SECOND), content_type=NDJSON), 422, "x")
+
+
 def test_another_charset_is_refused(half_full: FlaskClient) -> None:
     assert_error(send(half_full, lines(SECOND), f"{NDJSON}; charset=latin-1"), 415)
 

@@ -14,6 +14,7 @@ import requests
 
 import chat.settings
 import persistence.settings
+from chat.client import PersistenceClient
 from persistence.web.env import SettingsError
 from tests.chats import running
 from tests.services import KEY, ROOT, free_port, wait_for
@@ -45,7 +46,11 @@ UNUSABLE = {
     "OPENAI_BASE_URL=http://host:port/v1": "OPENAI_BASE_URL must be an http or https URL",
     f"OPENAI_API_KEY={SECRET}\n2": "OPENAI_API_KEY must be of printable ASCII characters",
     **{f"OPENAI_TIMEOUT={value}": "OPENAI_TIMEOUT must be a number of seconds" for value in ("soon", "nan", "0")},
-    **{f"OPENAI_OPTIONS={value}": "OPENAI_OPTIONS must be a JSON object" for value in ("[]", "{", "low")},
+    **{
+        f"OPENAI_OPTIONS={value}": "OPENAI_OPTIONS must be a JSON object"
+        for value in ("[]", "{", "low", '{"x": NaN}', r'{"x": "\ud800"}')
+    },
+    **{f"{name}=\udcff": f"{name} must be text in UTF-8" for name in ("HOST", "API_KEY", "OPENAI_MODEL")},
     **{
         f'OPENAI_OPTIONS={{"{name}": 1}}': f"OPENAI_OPTIONS must not name {name}"
         for name in ("model", "messages", "stream", "n", "tools")
@@ -90,6 +95,10 @@ def test_an_unusable_setting_stops_the_start(folder: Path, module: str, given: d
 def test_secrets_are_in_no_repr() -> None:
     secrets = persistence.settings.Settings(api_keys=(SECRET.encode(),), database_url=SECRET, db_password=SECRET)
     assert SECRET not in repr(secrets) + repr(chat.settings.Settings(openai_api_key=SECRET))
+
+
+def test_a_password_in_a_url_is_in_no_reason() -> None:
+    assert PersistenceClient(f"http://user:{SECRET}@127.0.0.1:1").problem() == "127.0.0.1:1: ConnectionError"
 
 
 def test_white_space_around_a_setting_is_stripped_and_an_empty_one_is_the_default(

@@ -10,8 +10,16 @@ class SettingsError(Exception):
 
 
 def text(name: str, default: str = "") -> str:
-    """Return the variable without the white space around it; `default` if it is unset or empty."""
-    return os.environ.get(name, "").strip() or default
+    """Return the variable without the white space around it; `default` if it is unset or empty.
+
+    Raises SettingsError if it is no text.
+    """
+    given = os.environ.get(name, "")
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        raise SettingsError(f"{name} must be text in UTF-8") from None
+    return given.strip() or default
 
 
 def number(name: str, default: int, low: int, high: int) -> int:
@@ -31,11 +39,11 @@ def secret(name: str, default_file: Path | None = None) -> str | None:
     White space around it is stripped, so an empty text means that an empty secret was given; None, that none was.
     Raises SettingsError if both variables are given, or if a file can't be read.
     """
-    given, file_name = os.environ.get(name), text(f"{name}_FILE")
-    if given is not None and file_name:
+    file_name = text(f"{name}_FILE")
+    if name in os.environ and file_name:
         raise SettingsError(f"{name} and {name}_FILE are both set: unset one of them")
-    if given is not None:
-        return given.strip()
+    if name in os.environ:
+        return text(name)
     variable, path = (f"{name}_FILE", Path(file_name)) if file_name else (name, default_file)
     if path is None or not (file_name or path.exists()):
         return None
