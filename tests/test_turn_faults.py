@@ -149,8 +149,10 @@ class Turns:
 
     def begin_all(self, chat: Service, proxy: StepProxy) -> None:
         """Begin each turn, and wait until each has come to its step."""
-        self.begin(chat, *HELD, *ANSWERED)
-        wait_for(lambda: proxy.held == set(HELD), 30)
+        for step in HELD:  # one by one: turns that begin together are marked together
+            self.begin(chat, step)
+            wait_for(lambda step=step: step in proxy.held)  # type: ignore[misc]
+        self.begin(chat, *ANSWERED)
         for step in ANSWERED:
             self.firsts[step].result()
         self.model.may_answer.clear()
