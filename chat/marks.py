@@ -75,13 +75,15 @@ class Marks:
         return ours
 
     def _give_back(self, message_id: str, caller: Caller, is_ours: Callable[[], bool]) -> None:
-        if is_ours():
-            self._held[message_id] = None
-            with self._renewing:  # one that is under way would mark it anew, after this
-                pass
-            with contextlib.suppress(PersistenceError):
-                self._client.give_back_turn(caller, self._worker_id, message_id)
-        del self._held[message_id]
+        try:
+            if is_ours():
+                self._held[message_id] = None
+                with self._renewing:  # one that is under way would mark it anew, after this
+                    pass
+                with contextlib.suppress(PersistenceError):
+                    self._client.give_back_turn(caller, self._worker_id, message_id)
+        finally:
+            del self._held[message_id]
 
     def _renew(self) -> None:
         while True:
