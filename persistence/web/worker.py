@@ -1,6 +1,7 @@
 """gunicorn's gevent worker, and what of HTTP it leaves to us: bodies that do not come, and those that break off."""
 
 import contextlib
+import select
 import signal
 import socket
 import struct
@@ -10,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import gevent
+from gevent import monkey
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.http.errors import ParseException
@@ -56,6 +58,14 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.idle: dict[Any, gevent.Timeout] = {}
         super().init_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def patch(self) -> None:
+        """Patch all but `select.poll`, by which HTTP clients look, without a wait, if an idle connection is closed.
+
+        gevent's lets all other greenlets run before it answers. Nothing here waits by it: psycopg has our own wait.
+        """
+        super().patch()
+        select.poll = monkey.get_original("select", "poll")  # type: ignore[misc]
 
     def run(self) -> None:
         """Serve until told to stop; then answer what has been read, and wait for what the app still does.
