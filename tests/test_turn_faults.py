@@ -46,8 +46,8 @@ class StepHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         step = self.headers.get("X-Request-ID", "")
         name = {"PUT": "mark", "GET": "history"}.get(self.command, "reply" if b'"ai"' in body else "question")
-        if name == "mark" and not self.server.knows_marks:
-            self.send_error(404)
+        if name == "mark" and self.server.instead_of_marks:
+            self.wfile.write(self.server.instead_of_marks)
             return
         try:
             self.server.reach(step, f"{name}-before")
@@ -84,7 +84,7 @@ class StepProxy(ThreadingHTTPServer):
         self.connections: list[socket.socket] = []
         self.may_go_on = threading.Event()
         self.loses = False
-        self.knows_marks = True
+        self.instead_of_marks = b""
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def verify_request(self, request: Any, _client_address: Any) -> bool:
@@ -286,11 +286,18 @@ def test_a_turn_is_completed_elsewhere_when_its_chat_service_is_killed(takeover:
         assert outcome.first is None
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 404 -\r\nContent-Length: 0\r\n\r\n",  # as an old persistence service
+        b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
 def test_a_turn_goes_on_without_a_mark_where_nobody_keeps_marks(
-    persistence: Service, chat_settings: dict[str, Any], model: FakeOpenAI, folder: Path
+    persistence: Service, chat_settings: dict[str, Any], model: FakeOpenAI, folder: Path, answer: bytes
 ) -> None:
     with StepProxy(persistence.port) as proxy:
-        proxy.knows_marks = False  # as an old persistence service
+        proxy.instead_of_marks = answer
         with running("chat", folder, **(chat_settings | {"API_BASE_URL": proxy.url})) as chat:
             turn = new_turn("fault: count")
             answers = [answer_of(post_turn(chat, turn)) for _ in range(2)]
